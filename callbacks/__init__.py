@@ -1,0 +1,1 @@
+"""Callbacks that compose with every recipe."""

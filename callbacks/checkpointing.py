@@ -1,0 +1,303 @@
+"""Checkpoints that survive a kill: whole or absent on disk, verifiable, and saved only where a run
+can go on bit for bit."""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from ..modules.files import atomic_write
+
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint file can be trusted: a whole zip archive whose checksums (CRC-32, one
+    per stored tensor, written by `torch.save`) all match."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        return False
+
+
+def newest_intact_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint in `folder` to go on from, or None.
+
+    `last.ckpt` comes first, then the others by time. Damaged files are named in a warning.
+    """
+    names = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    names.sort(key=lambda path: path.name != LAST)
+    for path in names:
+        if is_intact(path):
+            return path
+        rank_zero_warn(f"{path} is damaged (incomplete, or a checksum differs): trying an older one")
+    return None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs it to disk and renames it; refuses to load
+    a damaged one, naming the newest intact one beside it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Saves `checkpoint` at `path`, which a crash leaves either as it was or complete."""
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
+        with atomic_write(path) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Loads a checkpoint after verifying its checksums.
+
+        Raises:
+            ValueError: The file is damaged, or holds more than tensors and plain types.
+        """
+        path = Path(path)
+        if not is_intact(path):
+            other = newest_intact_checkpoint(path.parent)
+            hint = f"the newest intact one is {other}" if other else "no other one is intact"
+            raise ValueError(f"{path} is damaged (incomplete, or a checksum differs): {hint}")
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{path} holds Python objects, which could run code when loaded: only tensors and "
+                "plain types are accepted"
+            ) from error
+        return checkpoint
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps `checkpoints/` of the run directory.
+
+    - `last.ckpt`: the newest state. `previous.ckpt`: the one before, should `last.ckpt` be damaged.
+    - `step_00000120.ckpt`: the best `save_top_k` by `monitor`.
+
+    Saves after every validation, every `every_n_train_steps` steps, and when training ends. Where
+    a validation is due after a step, the state is saved after that validation and not before it:
+    so a resumed run neither repeats nor loses one. The first Ctrl-C finishes the step, saves and
+    stops; a second one stops at once.
+
+    Args:
+        monitor: Logged metric that ranks checkpoints, such as `val/loss`. None keeps no best ones.
+        mode: Whether a lower ("min") or a higher ("max") value is better.
+        save_top_k: How many of the best to keep.
+        every_n_train_steps: Optimizer steps between saves besides those after validation.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+        every_n_train_steps: int | None = None,
+    ) -> None:
+        if save_top_k < 0:
+            raise ValueError(f"save_top_k must be 0 or more, got {save_top_k}")
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps must be 1 or more, got {every_n_train_steps}")
+        self.monitor = monitor
+        self.mode = mode
+        self.save_top_k = save_top_k
+        self.every_n_train_steps = every_n_train_steps
+        self.best: dict[str, float] = {}
+        self.interrupted = False
+        self._last_saved_step = -1
+        self._previous_handler: Callable[[int, FrameType | None], Any] | int | None = None
+
+    @property
+    def best_checkpoint(self) -> str | None:
+        """File name of the best checkpoint, None before the first validation or without monitor."""
+        return min(self.best, key=lambda name: self._rank(self.best[name]), default=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best checkpoints so far: file name -> value of the monitored metric."""
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.best = dict(state_dict["best"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over Ctrl-C."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets best checkpoints that are no longer on disk; mends a resume at an epoch's end."""
+        _leave_finished_epoch(trainer)
+        self.best = {name: v for name, v in self.best.items() if (_folder(trainer) / name).exists()}
+        self._last_saved_step = trainer.global_step
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives Ctrl-C back."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Saves when it is time and the state is one that Lightning resumes exactly.
+
+        Not inside an accumulation, whose gradients are not stored; not before a validation that
+        is due now; not on the last batch of an epoch, after whose resume Lightning's epoch
+        counters are off by one. The hooks below take these cases.
+        """
+        if not (_is_accumulating(trainer) or _validation_follows(trainer) or trainer.is_last_batch):
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves when it was time on the last batch."""
+        self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves, and ranks the state by the monitored metric."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._save(trainer, value=self._monitored(trainer))
+        if self._stop_requested(trainer) and not _is_accumulating(trainer):
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what no other hook has saved, as after a time limit without validation."""
+        if trainer.global_step != self._last_saved_step:
+            self._save(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        step, stop = trainer.global_step, self._stop_requested(trainer)
+        is_time = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
+        if step != self._last_saved_step and (is_time or stop or _is_last_step(trainer)):
+            self._save(trainer)
+        if stop:
+            raise KeyboardInterrupt
+
+    def _save(self, trainer: Trainer, value: float | None = None) -> None:
+        folder, name = _folder(trainer), f"step_{trainer.global_step:08d}.ckpt"
+        before = set(self.best)
+        if value is not None:
+            candidates = {**self.best, name: value}
+            ranked = sorted(candidates, key=lambda other: self._rank(candidates[other]))
+            self.best = {other: candidates[other] for other in ranked[: self.save_top_k]}
+        # Inside an accumulation the weights are good to keep and the state is not to go on from.
+        names = [] if _is_accumulating(trainer) else [LAST]
+        names += [name] if value is not None and name in self.best else []
+        if trainer.is_global_zero and LAST in names and (folder / LAST).exists():
+            _duplicate(folder / LAST, folder / PREVIOUS)
+        for position, target in enumerate(names):
+            if position == 0:
+                trainer.save_checkpoint(folder / target, weights_only=False)
+                self._last_saved_step = trainer.global_step
+            elif trainer.is_global_zero:
+                _duplicate(folder / names[0], folder / target)
+        if trainer.is_global_zero:
+            for other in before - set(self.best):
+                (folder / other).unlink(missing_ok=True)
+
+    def _rank(self, value: float) -> float:
+        if math.isnan(value):
+            return math.inf
+        return value if self.mode == "min" else -value
+
+    def _monitored(self, trainer: Trainer) -> float | None:
+        if self.monitor is None:
+            return None
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise ValueError(f"checkpoint.monitor: '{self.monitor}' is not logged; logged: {logged}")
+        return float(trainer.callback_metrics[self.monitor])
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        rank_zero_info("\nCtrl-C: finishing this step, then saving (again to stop at once) ...")
+
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.interrupted
+        # Ranks may get the signal on different steps: stop on the same one.
+        return trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    """Makes `target` another name of the file `source` (a copy where there are no hard links)."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    temporary.replace(target)
+
+
+def _is_accumulating(trainer: Trainer) -> bool:
+    # Private, like the next one, because Lightning tells callbacks neither whether this batch made
+    # an optimizer step nor whether validation comes next; tests/callbacks/test_checkpointing.py
+    # notices when they move.
+    return trainer.fit_loop._should_accumulate()
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return loop._should_check_val_fx(fetcher)
+
+
+def _leave_finished_epoch(trainer: Trainer) -> None:
+    """Lets a run that was saved at the end of an epoch begin the next one.
+
+    With `max_steps`, Lightning 2.6 restarts such a run inside the finished epoch: it counts the
+    next epoch's first batch to it and then drops the others.
+    """
+    loop = trainer.fit_loop
+    epochs, batches = loop.epoch_progress, loop.epoch_loop.batch_progress.current
+    is_finished = epochs.current.processed == epochs.current.started > 0
+    if loop.epoch_loop.restarting and is_finished and batches.ready >= trainer.num_training_batches:
+        if epochs.total.completed < epochs.total.processed:
+            epochs.increment_completed()
+        loop.reset_restart_stage()
+        loop.epoch_loop.restarting = False
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    max_epochs = trainer.max_epochs
+    return (
+        trainer.is_last_batch
+        and max_epochs is not None
+        and 0 <= max_epochs <= trainer.current_epoch + 1
+    )

@@ -1,0 +1,79 @@
+"""The one way out for pictures: whatever a module offers, as files and in TensorBoard."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from ..modules.files import atomic_write
+
+
+class FigureWriter(Callback):
+    """Writes what `module.figures()` returns to `figures/<name>.png` and to TensorBoard.
+
+    A module opts in with a method `figures() -> dict[str, Figure | Tensor]`; tensors are images of
+    shape (3, H, W) or (1, H, W), float in [0, 1] or uint8. Drawn when a command ends, and during
+    training after a validation, at most once in `min_seconds`.
+
+    Args:
+        min_seconds: Least time between two drawings during training, in seconds.
+    """
+
+    def __init__(self, min_seconds: float = 60.0) -> None:
+        self.min_seconds = min_seconds
+        self._last_drawn = float("-inf")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws, when the last drawing is old enough."""
+        if trainer.sanity_checking:
+            return
+        if trainer.training or trainer.state.fn == "fit":
+            if time.monotonic() - self._last_drawn < self.min_seconds:
+                return
+        self._draw(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the final state."""
+        self._draw(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws what the test shows."""
+        self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not hasattr(pl_module, "figures"):
+            return
+        for name, figure in pl_module.figures().items():
+            self._save(Path(trainer.default_root_dir) / "figures" / f"{name}.png", figure)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    if isinstance(figure, Tensor):
+                        logger.experiment.add_image(name, figure, trainer.global_step)
+                    else:
+                        logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+            close(figure)
+        self._last_drawn = time.monotonic()
+
+    @staticmethod
+    def _save(path: Path, figure: Any) -> None:
+        with atomic_write(path) as file:
+            if isinstance(figure, Tensor):
+                from torchvision.utils import save_image
+
+                image = figure.float() / 255 if not figure.is_floating_point() else figure
+                save_image(image, file, format="png")
+            else:
+                figure.savefig(file, format="png", dpi=120)
+
+
+def close(figure: Any) -> None:
+    """Frees a matplotlib figure that was made through pyplot."""
+    if not isinstance(figure, Tensor):
+        import matplotlib.pyplot as plt
+
+        plt.close(figure)

@@ -1,0 +1,143 @@
+"""The one way out for predictions and for per-item results, whole or absent, on any number of
+ranks."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ..modules.files import atomic_write
+
+
+class RecordWriter(Callback):
+    """Writes what `predict_step` and `test_step` return, item by item.
+
+    `predict_step` returns a list of records, dicts with an `id`. Each goes to the module's
+    `save_prediction(record, folder)` if it has one, after the DataModule's `decode(record)`, if it
+    has one, has added what only the owner of the data can tell (text for token ids, say).
+    `predictions/manifest.jsonl` lists every record.
+
+    `test_step` may return `{"records": [...]}`, each with `id`, `row`, `group` and a value per
+    metric; they become `records.jsonl`, which `tenfold study` compares item by item.
+
+    Tensors become lists. Ranks write parts of their own, which rank 0 joins in rank order; a
+    sample that a distributed sampler repeated is written once.
+    """
+
+    def __init__(self) -> None:
+        self._part: IO[str] | None = None
+        self._path: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens this rank's part of the manifest."""
+        self._open(trainer, "predictions/manifest.jsonl")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Saves the records of one batch."""
+        assert self._path is not None
+        decode = getattr(trainer.datamodule, "decode", None)  # type: ignore[attr-defined]
+        records = [plain(decode(record) if decode else record) for record in outputs or []]
+        if hasattr(pl_module, "save_prediction"):
+            for record in records:
+                pl_module.save_prediction(record, self._path.parent)
+        self._write(records)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the parts."""
+        self._join(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens this rank's part of the records."""
+        self._open(trainer, "records.jsonl")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes the records of one batch."""
+        if isinstance(outputs, Mapping):
+            self._write(plain(record) for record in outputs.get("records", []))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the parts."""
+        self._join(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Drops an unfinished part after an error."""
+        if self._part is not None:
+            self._part.close()
+            Path(self._part.name).unlink(missing_ok=True)
+            self._part = None
+
+    def _open(self, trainer: Trainer, name: str) -> None:
+        self._path = Path(trainer.default_root_dir) / name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = part_of(self._path, trainer.global_rank)
+        self._part = part.open("w", encoding="utf-8")
+
+    def _write(self, records: Iterable[Any]) -> None:
+        assert self._part is not None
+        for record in records:
+            self._part.write(json.dumps(record) + "\n")
+
+    def _join(self, trainer: Trainer) -> None:
+        assert self._part is not None
+        assert self._path is not None
+        self._part.close()
+        self._part = None
+        trainer.strategy.barrier("records written")
+        if trainer.is_global_zero:
+            parts = [part_of(self._path, rank) for rank in range(trainer.world_size)]
+            join_parts(parts, self._path)
+        trainer.strategy.barrier("records joined")
+
+
+def part_of(path: Path, rank: int) -> Path:
+    """Where rank `rank` writes its share of `path`."""
+    return path.with_name(f".{path.name}.{rank}")
+
+
+def join_parts(parts: list[Path], path: Path) -> None:
+    """Joins JSON-lines files, dropping repeated lines, into `path`; writes nothing if all are
+    empty; removes the parts."""
+    seen: set[str] = set()
+    with atomic_write(path, "w") as file:
+        for part in parts:
+            for line in part.read_text(encoding="utf-8").splitlines():
+                if line not in seen:
+                    seen.add(line)
+                    file.write(line + "\n")
+    if not seen:
+        path.unlink()
+    for part in parts:
+        part.unlink()
+
+
+def plain(value: Any) -> Any:
+    """Turns tensors inside a record into numbers and lists, and NaN into None."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

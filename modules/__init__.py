@@ -1,0 +1,1 @@
+"""Networks, LightningModules, representations, metrics and laws."""

@@ -1,0 +1,24 @@
+"""Short class names: which module a name in a recipe lives in.
+
+Only what a recipe names is imported, so that one method never pays for another's imports. A test
+compares this table with the classes that the package defines.
+"""
+
+import importlib
+
+CLASSES = {
+    "CausalLanguageModel": "tenfold.modules.language_model",
+    "FigureWriter": "tenfold.callbacks.figures",
+    "RandomState": "tenfold.callbacks.random_state",
+    "RecordWriter": "tenfold.callbacks.records",
+    "TextDataModule": "tenfold.datamodules.text",
+    "WarmupCosine": "tenfold.modules.optimization",
+    "WarmupStableDecay": "tenfold.modules.optimization",
+}
+
+
+def import_named(names: set[str]) -> None:
+    """Imports the modules of those `names` that the table knows; jsonargparse then resolves the
+    short names by itself."""
+    for module in sorted({CLASSES[name] for name in names & CLASSES.keys()}):
+        importlib.import_module(module)

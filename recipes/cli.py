@@ -1,0 +1,156 @@
+"""The `tenfold` command.
+
+Only the commands that train or evaluate import torch; all others answer in a fraction of a second.
+"""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from .. import __version__
+from .arguments import read_arguments, split_arguments
+from .catalogue import copy_recipe, list_recipes, show_recipe
+from .classes import import_named
+from .errors import OneLineErrors, is_user_error, one_line
+from .study import study
+from .submit import submit
+
+
+VALUELESS_FLAGS = ("--help", "--version", "--config", "--print_config", "--model", "--data")
+DESCRIPTION = "Lightning-based, modular training recipes."
+
+
+def fit() -> None:
+    """Train a recipe (options: `tenfold fit --help`)."""
+
+
+def validate() -> None:
+    """Evaluate on the validation data."""
+
+
+def test() -> None:
+    """Evaluate on the test data."""
+
+
+def predict() -> None:
+    """Write predictions."""
+
+
+def check() -> None:
+    """Build everything in a recipe and run one batch, without training."""
+
+
+TRAINER_COMMANDS = {function.__name__: function for function in (fit, validate, test, predict, check)}
+COMMANDS: dict[str, Callable[..., None]] = {
+    **TRAINER_COMMANDS,
+    "list": list_recipes,
+    "show": show_recipe,
+    "copy": copy_recipe,
+    "study": study,
+    "submit": submit,
+}
+
+
+class ToolParser(OneLineErrors, ArgumentParser):
+    """Parser of the commands that are plain functions."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments after `tenfold`; None takes the process's.
+
+    Returns:
+        The exit status: 0, 2 for a user error (one line on stderr), 130 after Ctrl-C. Any other
+        error keeps its traceback; `--debug` keeps that of a user error as well.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = complete_flags([argument for argument in arguments if argument != "--debug"])
+    try:
+        if arguments and arguments[0] in TRAINER_COMMANDS:
+            run_trainer_command(arguments[0], arguments[1:])
+        else:
+            run_tool(arguments)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt}".rstrip(), file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug or not is_user_error(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_tool(argv: list[str]) -> None:
+    """Runs a command that is a plain function, its typed parameters being the options.
+
+    By hand and not with jsonargparse's `auto_cli`, which takes `--config` for itself.
+    """
+    parser = ToolParser(prog="tenfold", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subcommands(metavar="command")
+    for name, function in COMMANDS.items():
+        text = inspect.getdoc(function) or ""
+        command = ToolParser(description=text.split("\n\nArgs:")[0], allow_abbrev=False)
+        command.add_function_arguments(function, as_group=False, as_positional=True)
+        commands.add_subcommand(name, command, help=text.splitlines()[0])
+    config = parser.parse_args(join_configs(argv))
+    chosen = config.subcommand
+    COMMANDS[chosen](**parser.instantiate(config)[chosen].as_dict())
+
+
+def run_trainer_command(command: str, argv: list[str]) -> None:
+    """Runs `fit`, `validate`, `test`, `predict` or `check`."""
+    sys.path.insert(0, os.getcwd())  # a recipe may name classes of the folder it is run in
+    arguments = read_arguments(config_of_run(argv) + argv)
+    from .trainer_cli import run
+
+    import_named(arguments.names)
+    run(command, arguments)
+
+
+def config_of_run(argv: list[str]) -> list[str]:
+    """The config of the run that `--run_dir` names, when the user gives no other."""
+    if any(argument.partition("=")[0] in ("--config", "-c") for argument in argv):
+        return []
+    for position, argument in enumerate(argv):
+        flag, _, value = argument.partition("=")
+        if flag == "--run_dir":
+            config = Path(value or " ".join(argv[position + 1 : position + 2])) / "config.yaml"
+            return ["--config", str(config)] if config.exists() else []
+    return []
+
+
+def complete_flags(argv: list[str]) -> list[str]:
+    """Writes flags as the parsers read them: `--dry-run` becomes `--dry_run=true`."""
+    complete = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            argument = "--" + flag[2:].replace("-", "_") + equals + value
+            if not equals and following.startswith("--") and flag not in VALUELESS_FLAGS:
+                argument += "=true"
+        complete.append(argument)
+    return complete
+
+
+def join_configs(argv: list[str]) -> list[str]:
+    """Makes a list of the repeated `--config NAME` of `submit`; `list METHOD` needs no flag."""
+    if argv[:1] == ["list"]:
+        return ["list", *(f"--method={a}" if not a.startswith("-") else a for a in argv[1:])]
+    if argv[:1] != ["submit"]:
+        return argv
+    configs, _, others = split_arguments(argv)
+    return [*others, f"--config={json.dumps(configs)}"] if configs else others
+
+
+if __name__ == "__main__":
+    sys.exit(main())

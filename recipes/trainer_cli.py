@@ -1,0 +1,370 @@
+"""`fit`, `validate`, `test`, `predict` and `check`: Lightning's command line with house rules.
+
+What differs from plain LightningCLI: one run directory per run with everything in it, exact
+resume, checkpoints that never override flags, and errors of one line.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ..callbacks.checkpointing import (
+    AtomicCheckpointIO,
+    RunCheckpoint,
+    newest_intact_checkpoint,
+)
+from ..callbacks.figures import FigureWriter
+from ..callbacks.random_state import RandomState
+from ..callbacks.records import RecordWriter
+from ..callbacks.run_recorder import RunRecorder, read_metrics
+from ..modules.files import atomic_write
+from .arguments import Arguments
+from .errors import OneLineErrors, dropped_settings
+from .run_directory import choose_run_dir, claim, hand_on
+
+# Settings that belong to one start of a run and not to its recipe.
+START_OPTIONS = ("base", "run_dir", "ckpt_path", "init_from", "overwrite", "weights_only", "verbose")
+
+# Said to everybody, of use to nobody here: loaders are sized by the recipe.
+UNHELPFUL_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+)
+
+# What `check` changes in a recipe's trainer: nothing is written, one batch is enough.
+CHECK = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "limit_val_batches": 1,
+    "num_sanity_val_steps": 0,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class EventLogger(TensorBoardLogger):
+    """TensorBoard events, on disk as soon as they are logged: a kill loses none."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(save_dir=run_dir, name="", version="")
+
+    def save(self) -> None:
+        """Flushes the events; the configuration is in config.yaml."""
+        self.experiment.flush()
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI in subclass mode, inside a run directory.
+
+    Args:
+        arguments: The command line, prepared by `read_arguments`.
+        command: `fit`, `validate`, `test`, `predict` or `check`.
+    """
+
+    def __init__(self, arguments: Arguments, command: str) -> None:
+        self.arguments = arguments
+        self.command = command
+        self.run_dir: Path | None = None
+        self._is_new_run = False
+        bases = (OneLineErrors, LightningArgumentParser)
+        parser_class = type("RecipeParser", bases, {"settings": arguments.settings})
+        subcommand = "fit" if command == "check" else command
+        super().__init__(
+            args=[subcommand, *arguments.argv],
+            parser_class=parser_class,
+            parser_kwargs={"allow_abbrev": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what every run has: its directory, its checkpoints, where it starts from."""
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_argument("--base", type=str | list[str] | None, help="Recipe(s) to build upon.")
+        parser.add_argument("--run_dir", type=Path | None, help="Directory of this run.")
+        parser.add_argument(
+            "--init_from", type=Path | None, help="Checkpoint to take the weights from, only those."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace results in --run_dir."
+        )
+        if self.command == "check":
+            parser.add_argument(
+                "--meta", type=bool, default=False, help="Build the network without memory."
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, then names settings that a later choice of class has made void."""
+        self.config = parser.parse_args(args)
+        self.subcommand = self.config.subcommand
+        for line in dropped_settings(self.arguments.settings, self._plain_config()):
+            note(line)
+
+    def _parse_ckpt_path(self) -> None:
+        # Private: Lightning would let the hyperparameters stored in a checkpoint override YAML and
+        # flags here; tests/recipes/test_resume.py notices when it moves.
+        return
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run directory and the checkpoint before anything is built."""
+        config = self.config[self.subcommand]
+        if self.command == "check":
+            return
+        given = Path(config.run_dir) if config.run_dir is not None else None
+        self.run_dir = choose_run_dir(given, self.arguments.recipe, config.ckpt_path, os.environ)
+        hand_on(self.run_dir)
+        config.ckpt_path = self._find_checkpoint(config.ckpt_path)
+        if config.init_from is not None and config.ckpt_path is not None:
+            raise ValueError("--init_from takes weights only, --ckpt_path a whole run: give one")
+        if config.weights_only is None:
+            config.weights_only = True
+        if rank_zero_only.rank == 0:
+            resume = config.ckpt_path is not None
+            self._is_new_run = not any(self.run_dir.glob("*"))
+            path = claim(self.run_dir, self.command, resume, config.overwrite)
+            save_config(self._plain_config(), path)
+        config.trainer = fill_run_dir(config.trainer, self.run_dir)
+
+    def _plain_config(self) -> dict[str, Any]:
+        dumped = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
+        content: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
+        return content
+
+    def _find_checkpoint(self, given: str | None) -> str | None:
+        """Resolves `--ckpt_path`: auto, last, best or a file."""
+        assert self.run_dir is not None
+        folder = self.run_dir / "checkpoints"
+        best = read_metrics(self.run_dir).get("fit", {}).get("best_checkpoint")
+        if given is None and self.command != "fit" and folder.exists():
+            given = "best" if best else "last"
+        if given is None:
+            return None
+        if given == "best":
+            if best is None:
+                raise ValueError(f"--ckpt_path best: {self.run_dir} has no best checkpoint")
+            return str(self.run_dir / best)
+        if given not in ("auto", "last"):
+            if not Path(given).exists():
+                raise ValueError(f"--ckpt_path: no file '{given}' (or say auto, last or best)")
+            return given
+        found = newest_intact_checkpoint(folder)
+        if found is None and given == "last":
+            raise ValueError(f"--ckpt_path last: no intact checkpoint in {folder}")
+        return str(found) if found else None
+
+    def instantiate_classes(self) -> None:
+        """Builds model, data and trainer; names what a checkpoint remembers differently."""
+        try:
+            super().instantiate_classes()
+        except Exception:
+            if self._is_new_run and self.run_dir is not None:
+                shutil.rmtree(self.run_dir)
+            raise
+        ckpt_path = self.config[self.subcommand].ckpt_path
+        if ckpt_path is not None and self.command != "check":
+            note(f"weights and state from {ckpt_path}")
+            for line in hyperparameter_differences(Path(ckpt_path), self.model):
+                note(line)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the Trainer with the callbacks, the logger and the checkpoint writer of a run."""
+        config = self.config_init[self.subcommand]
+        trainer = config.trainer
+        if self.command == "check":
+            if config.meta:
+                return Trainer(accelerator="cpu", devices=1, logger=False, barebones=True)
+            return self._instantiate_trainer({**trainer, **CHECK}, [StopAfterOneBatch()])
+        callbacks: list[Callback] = [RunRecorder(self.command, config.seed_everything)]
+        callbacks += [FigureWriter(), RecordWriter()]
+        if config.init_from is not None:
+            callbacks.append(InitialWeights(config.init_from))
+        if trainer.logger in (None, True):
+            trainer.logger = self.command == "fit" and EventLogger(self.run_dir)
+        if trainer.logger:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        # Last, so that a resumed run's random state is not touched by another callback's start.
+        callbacks.append(RandomState())
+        if self.command == "fit":
+            callbacks.append(config.checkpoint)
+        plugins = trainer.plugins or []
+        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        ours = {"plugins": plugins, "default_root_dir": str(self.run_dir)}
+        ours["enable_checkpointing"] = self.command == "fit"
+        return self._instantiate_trainer({**trainer, **ours, **kwargs}, callbacks)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ValueError(f"trainer: {error}") from error
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Trains; or, for `check`, runs one batch of each kind, or builds on the meta device."""
+        if self.command == "check" and self.config_init[self.subcommand].meta:
+            with torch.device("meta"):
+                model.configure_model()
+            return
+        try:
+            self.trainer.fit(model, **kwargs)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt(
+                    f"stopped after step {self.trainer.global_step}; go on with: "
+                    f"tenfold fit --run_dir {self.run_dir} --ckpt_path last"
+                ) from stop
+            raise
+
+
+def run(command: str, arguments: Arguments) -> None:
+    """Runs one command and says what came of it.
+
+    Args:
+        command: `fit`, `validate`, `test`, `predict` or `check`.
+        arguments: The prepared command line.
+    """
+    for message in UNHELPFUL_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    if command != "fit":
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
+    cli = RecipeCLI(arguments, command)
+    if command == "check":
+        size = sum(parameter.numel() for parameter in cli.model.parameters())
+        print(f"ok: {arguments.recipe} ({size / 1e6:.3g}M parameters)")
+    elif cli.trainer.is_global_zero:
+        assert cli.run_dir is not None
+        print(summary(cli.run_dir, command))
+
+
+def is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Lets pass everything that Lightning logs but its tips to install other products."""
+    return "Tip:" not in record.getMessage()
+
+
+def summary(run_dir: Path, command: str) -> str:
+    """The results of a command as lines of text."""
+    metrics = read_metrics(run_dir)
+    lines = [
+        f"  {name:<32} {value:.6g}" if isinstance(value, float) else f"  {name:<32} {value}"
+        for name, value in metrics[command].items()
+    ]
+    return "\n".join([f"{command}:", *lines, f"run directory: {run_dir}"])
+
+
+class StopAfterOneBatch(Callback):
+    """Ends training after its first batch, so that `check` sees one of each kind."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Asks the trainer to validate and stop."""
+        trainer.should_stop = True
+
+
+class InitialWeights(Callback):
+    """Loads the weights of a checkpoint, and nothing else of it, before the first batch.
+
+    Args:
+        path: A Lightning checkpoint or a safetensors file whose names match the module's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notices a missing or damaged file before any work is done."""
+        if not self.path.exists():
+            raise ValueError(f"--init_from: no file '{self.path}'")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Loads the weights for training."""
+        load_weights(pl_module, self.path)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Loads the weights for the command `validate`."""
+        if trainer.state.fn == "validate":
+            load_weights(pl_module, self.path)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Loads the weights for the command `test`."""
+        load_weights(pl_module, self.path)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Loads the weights for the command `predict`."""
+        load_weights(pl_module, self.path)
+
+
+def load_weights(module: LightningModule, path: Path) -> None:
+    """Copies the weights in a file into a module.
+
+    Raises:
+        ValueError: The names or shapes differ; the message gives examples.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        weights = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)["state_dict"]
+    own = module.state_dict()
+    missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
+    shapes = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
+    for names, problem in ((missing, "lacks"), (extra, "has unknown"), (shapes, "has other shapes for")):
+        if names:
+            example = sorted(names)[0]
+            raise ValueError(f"{path} {problem} {len(names)} weights of this model, such as {example}")
+    module.load_state_dict(weights)
+
+
+def hyperparameter_differences(path: Path, model: LightningModule) -> list[str]:
+    """What a checkpoint's hyperparameters say differently from the model that will load it."""
+    stored = AtomicCheckpointIO().load_checkpoint(path, weights_only=True).get("hyper_parameters", {})
+    current = dict(model.hparams)
+    names = sorted(stored.keys() & current.keys() - {"_instantiator"})
+    return [
+        f"model.{name} is {current[name]} here, {stored[name]} in {path.name}: this run's value wins"
+        for name in names
+        if stored[name] != current[name]
+    ]
+
+
+def save_config(content: dict[str, Any], path: Path) -> None:
+    """Writes a run's configuration as a recipe that can be run again."""
+    content = {key: value for key, value in content.items() if key not in START_OPTIONS}
+    content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "default_root_dir"}
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(content, file, sort_keys=False)
+
+
+def fill_run_dir(value: Any, run_dir: Path) -> Any:
+    """Replaces `${run_dir}` in every text inside a parsed configuration."""
+    if isinstance(value, str):
+        return value.replace("${run_dir}", str(run_dir))
+    if isinstance(value, list):
+        return [fill_run_dir(item, run_dir) for item in value]
+    if isinstance(value, Namespace | dict):
+        for key, item in list(value.items() if isinstance(value, dict) else vars(value).items()):
+            value[key] = fill_run_dir(item, run_dir)
+    return value
+
+
+@rank_zero_only
+def note(line: str) -> None:
+    """Tells the user something that is not an error."""
+    print(f"note: {line}", file=sys.stderr)

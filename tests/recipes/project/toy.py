@@ -1,0 +1,127 @@
+"""A user's own classes, as a recipe names them: dropout, augmentation in workers, validation."""
+
+import os
+import signal
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from tenfold.datamodules.loading import ResumableDataLoader
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+class NoisyPoints(Dataset):
+    """Forty points; each access adds noise."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((4,), index / 40) + 0.1 * torch.randn(4)
+
+
+class ToyData(LightningDataModule):
+    def __init__(self, batch_size: int = 4, num_workers: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        return ResumableDataLoader(
+            NoisyPoints(),
+            batch_size=self.batch_size,
+            seed=3,
+            shuffle=True,
+            drop_last=True,
+            randomness=True,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> ResumableDataLoader:
+        return ResumableDataLoader(NoisyPoints(), batch_size=20, seed=3, randomness=True)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def decode(self, record: dict) -> dict:
+        return {**record, "text": f"item {record['id']}"}
+
+    def run_info(self) -> dict:
+        return {"data_hash": "forty points"}
+
+
+class Toy(LightningModule):
+    def __init__(
+        self,
+        width: int = 8,
+        dropout: float = 0.2,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"], logger=False)
+        self.optimizer = optimizer
+        self.net = nn.Sequential(
+            nn.Linear(4, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
+        )
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return (self.net(batch) - batch.mean(-1, keepdim=True)).square().mean()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch))
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> dict:
+        self.log("test/loss", self.loss(batch))
+        return {
+            "records": [
+                {"id": f"{batch_idx}-{i}", "row": "toy", "group": "all", "mean": x.mean()}
+                for i, x in enumerate(batch)
+            ]
+        }
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[dict]:
+        return [{"id": f"{batch_idx}-{i}", "y": self.net(x)} for i, x in enumerate(batch)]
+
+    def save_prediction(self, record: dict, folder) -> None:
+        (folder / f"{record['id']}.txt").write_text(record["text"])
+
+    def figures(self) -> dict:
+        return {"weights": torch.zeros(3, 8, 8)}
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
+
+
+class Kill(Callback):
+    """Ends the process the hard way after an optimizer step, before anything is saved for it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Interrupt(Callback):
+    """Ctrl-C in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Broken(LightningModule):
+    """Raises a defect, not a user error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        raise ValueError("a defect of the user's class")

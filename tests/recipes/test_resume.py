@@ -1,0 +1,164 @@
+"""A killed run, gone on with, ends bit for bit as if nothing had happened: through the command
+line, with real signals."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tenfold.recipes.cli import main
+
+FIT = ("fit", "--config", "recipe.yaml", "--data.num_workers", "2", "--trainer.max_steps", "60")
+
+
+def overlay(name: str, step: int) -> str:
+    path = Path(f"{name.lower()}.yaml")
+    path.write_text(
+        f"trainer:\n  callbacks+:\n    - class_path: toy.{name}\n      init_args: {{step: {step}}}\n"
+    )
+    return str(path)
+
+
+def last_checkpoint(run_dir: str) -> dict:
+    return torch.load(Path(run_dir) / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def logged(run_dir: str) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value, over all event files; a repeated step keeps the newest value."""
+    events = EventAccumulator(run_dir, size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "epoch"]
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+
+
+def assert_same(a, b, path="") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key != "wall_time_s":
+                assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}/{i}")
+    else:
+        assert a == b or a != a, f"{path}: {a} != {b}"
+
+
+def test_kill_and_resume_is_exact(project, tenfold):
+    """Dropout, noise drawn in two workers, validation inside the epoch; killed at a random step of
+    the middle of an epoch and at the last step of another one (10 batches each)."""
+    whole = tenfold(*FIT, "--run_dir", "whole")
+    assert whole.returncode == 0, whole.stderr
+    steps = [random.choice([13, 14, 15, 16, 17, 18, 22, 25, 26, 27]), 50]
+    for step in steps:
+        run = ("--run_dir", f"killed_{step}")
+        killed = tenfold(*FIT, *run, "--config", overlay("Kill", step))
+        assert killed.returncode == -9, killed.stderr
+        assert last_checkpoint(run[1])["global_step"] < 60
+        resumed = tenfold(*FIT, *run, "--ckpt_path", "last")
+        assert resumed.returncode == 0, resumed.stderr
+        assert_same(last_checkpoint("whole"), last_checkpoint(run[1]))
+        assert_same(logged("whole"), logged(run[1]))
+        assert (project / run[1] / "config.resume_1.yaml").is_file()
+    metrics = [json.loads((project / d / "metrics.json").read_text()) for d in ("whole", run[1])]
+    for content in metrics:
+        content["fit"].pop("wall_time_s")
+    assert metrics[0] == metrics[1]
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_resumes_exactly(project, tenfold):
+    assert main([*FIT, "--run_dir", "whole"]) == 0
+    run = ("--run_dir", "stopped")
+    stopped = tenfold(*FIT, *run, "--config", overlay("Interrupt", 7))
+    assert stopped.returncode == 130, stopped.stderr
+    assert "tenfold fit --run_dir stopped --ckpt_path last" in stopped.stderr
+    assert last_checkpoint("stopped")["global_step"] == 8
+    assert not (project / "stopped" / "metrics.json").exists()
+    # As printed: the configuration comes from the run, here without its interruption.
+    config = project / "stopped" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"] = None
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--run_dir", "stopped", "--ckpt_path", "last"]) == 0
+    assert_same(last_checkpoint("whole"), last_checkpoint("stopped"))
+
+
+def test_auto_starts_fresh_then_goes_on(project, capsys):
+    fit = ["fit", "--config", "recipe.yaml", "--run_dir", "run", "--ckpt_path", "auto"]
+    assert main([*fit, "--trainer.max_steps", "5"]) == 0
+    assert main([*fit, "--trainer.max_steps", "9"]) == 0
+    assert "weights and state from run/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert last_checkpoint("run")["global_step"] == 9
+
+
+def test_last_means_the_newest_run_of_the_recipe(project):
+    for steps in ("2", "3"):
+        assert main(["fit", "--config", "recipe.yaml", "--trainer.max_steps", steps]) == 0
+    resume = ["fit", "--config", "recipe.yaml", "--ckpt_path", "last", "--trainer.max_steps", "6"]
+    assert main(resume) == 0
+    runs = sorted((project / "runs" / project.name / "recipe").iterdir())
+    assert [run.name for run in runs] == ["version_0", "version_1"]
+    assert last_checkpoint(str(runs[1]))["global_step"] == 6
+    assert last_checkpoint(str(runs[0]))["global_step"] == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "one bit"])
+def test_a_damaged_checkpoint_is_refused_and_the_newest_intact_one_named(damage, project, capsys):
+    fit = ["fit", "--config", "recipe.yaml", "--run_dir", "run"]
+    assert main([*fit, "--trainer.max_steps", "8"]) == 0
+    last = project / "run" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    last.unlink()
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "garbage":
+        content = bytearray(b"not a checkpoint")
+    else:
+        content[content.index(b"global_step") + 400] ^= 1
+    last.write_bytes(content)
+    capsys.readouterr()
+    assert main([*fit, "--ckpt_path", "run/checkpoints/last.ckpt"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "last.ckpt is damaged" in error
+    assert "the newest intact one is run/checkpoints/step_00000008.ckpt" in error
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert main([*fit, "--ckpt_path", "auto", "--trainer.max_steps", "10"]) == 0
+    assert last_checkpoint("run")["global_step"] == 10
+
+
+def test_a_malicious_checkpoint_is_refused(project, capsys):
+    class Malicious:
+        def __reduce__(self):
+            return (Path.touch, (Path("owned"),))
+
+    torch.save({"state_dict": Malicious()}, "evil.ckpt")
+    fit = ["fit", "--config", "recipe.yaml", "--ckpt_path", "evil.ckpt"]
+    assert main(fit) == 2
+    assert "evil.ckpt holds Python objects" in capsys.readouterr().err
+    assert not Path("owned").exists()
+
+
+def test_flags_win_over_hyperparameters_in_the_checkpoint_and_say_so(project, capsys):
+    fit = ["fit", "--config", "recipe.yaml", "--run_dir", "run", "--ckpt_path", "auto"]
+    assert main([*fit, "--trainer.max_steps", "2"]) == 0
+    capsys.readouterr()
+    assert main([*fit, "--trainer.max_steps", "4", "--model.dropout", "0.5"]) == 0
+    note = "model.dropout is 0.5 here, 0.2 in last.ckpt: this run's value wins"
+    assert capsys.readouterr().err.count(note) == 1
+    config = yaml.safe_load((project / "run" / "config.resume_1.yaml").read_text())
+    assert config["model"]["init_args"]["dropout"] == 0.5
+
+
+def test_resuming_a_finished_run_keeps_its_results(project):
+    fit = ["fit", "--config", "recipe.yaml", "--run_dir", "run", "--ckpt_path", "auto"]
+    assert main(fit) == 0
+    before = (project / "run" / "metrics.json").read_text()
+    assert main(fit) == 0
+    assert (project / "run" / "metrics.json").read_text() == before
