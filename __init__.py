@@ -1,7 +1,8 @@
 """tenfold: Lightning-based, modular training recipes.
 
-Ten published methods, each a LightningModule, a LightningDataModule and YAML recipes, and callbacks that any of them
-can switch on. Start with the command line (`tenfold list`) or import from the subpackages:
+Ten published methods, each a LightningModule, a LightningDataModule and YAML recipes, and callbacks
+that any of them can switch on. Start with the command line (`tenfold list`) or import from the
+subpackages:
 
 - `tenfold.kernels`: tensor functions with a plain-torch reference.
 - `tenfold.modules`: networks, LightningModules, metrics, laws.

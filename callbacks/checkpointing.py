@@ -1,5 +1,7 @@
-"""Checkpoints that survive a kill: whole or absent on disk, verifiable, and saved only where a run
-can go on bit for bit."""
+"""Checkpoints that survive a kill.
+
+They are whole or absent on disk, verifiable, and saved only where a run can go on bit for bit.
+"""
 
 import math
 import os
@@ -11,12 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -28,8 +31,11 @@ PREVIOUS = "previous.ckpt"
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint file can be trusted: a whole zip archive whose checksums (CRC-32, one
-    per stored tensor, written by `torch.save`) all match."""
+    """Whether a checkpoint file can be trusted.
+
+    It is a whole zip archive, and the checksums in it (CRC-32, one per stored tensor, written by
+    `torch.save`) all match.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -47,13 +53,18 @@ def newest_intact_checkpoint(folder: Path) -> Path | None:
     for path in names:
         if is_intact(path):
             return path
-        rank_zero_warn(f"{path} is damaged (incomplete, or a checksum differs): trying an older one")
+        rank_zero_warn(
+            f"{path} is damaged (incomplete, or a checksum differs): trying an older one"
+        )
     return None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name, syncs it to disk and renames it; refuses to load
-    a damaged one, naming the newest intact one beside it."""
+    """Writes whole checkpoints and loads intact ones.
+
+    A checkpoint is written under a temporary name, synced to disk and renamed. One that is damaged
+    is refused, naming the newest intact one beside it.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -232,7 +243,9 @@ class RunCheckpoint(Checkpoint):
             return None
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            raise ValueError(f"checkpoint.monitor: '{self.monitor}' is not logged; logged: {logged}")
+            raise ValueError(
+                f"checkpoint.monitor: '{self.monitor}' is not logged; logged: {logged}"
+            )
         return float(trainer.callback_metrics[self.monitor])
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -283,10 +296,13 @@ def _leave_finished_epoch(trainer: Trainer) -> None:
     next epoch's first batch to it and then drops the others.
     """
     loop = trainer.fit_loop
-    epochs, batches = loop.epoch_progress, loop.epoch_loop.batch_progress.current
-    is_finished = epochs.current.processed == epochs.current.started > 0
+    batches = loop.epoch_loop.batch_progress.current
+    epochs = loop.epoch_progress
+    # Typed as a base class, which has only `ready` and `completed`.
+    current, total = cast(_ProcessedTracker, epochs.current), cast(_ProcessedTracker, epochs.total)
+    is_finished = current.processed == epochs.current.ready > 0
     if loop.epoch_loop.restarting and is_finished and batches.ready >= trainer.num_training_batches:
-        if epochs.total.completed < epochs.total.processed:
+        if total.completed < total.processed:
             epochs.increment_completed()
         loop.reset_restart_stage()
         loop.epoch_loop.restarting = False

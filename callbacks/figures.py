@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -28,13 +29,10 @@ class FigureWriter(Callback):
         self._last_drawn = float("-inf")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, when the last drawing is old enough."""
-        if trainer.sanity_checking:
-            return
-        if trainer.training or trainer.state.fn == "fit":
-            if time.monotonic() - self._last_drawn < self.min_seconds:
-                return
-        self._draw(trainer, pl_module)
+        """Draws after a validation; during training only when the last drawing is old enough."""
+        is_recent = time.monotonic() - self._last_drawn < self.min_seconds
+        if not (trainer.sanity_checking or (is_recent and trainer.state.fn == TrainerFn.FITTING)):
+            self._draw(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the final state."""
@@ -46,9 +44,8 @@ class FigureWriter(Callback):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not hasattr(pl_module, "figures"):
-            return
-        for name, figure in pl_module.figures().items():
+        offer = getattr(pl_module, "figures", None)
+        for name, figure in (offer() if offer else {}).items():
             self._save(Path(trainer.default_root_dir) / "figures" / f"{name}.png", figure)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
@@ -56,7 +53,6 @@ class FigureWriter(Callback):
                         logger.experiment.add_image(name, figure, trainer.global_step)
                     else:
                         logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
-            close(figure)
         self._last_drawn = time.monotonic()
 
     @staticmethod
@@ -69,11 +65,3 @@ class FigureWriter(Callback):
                 save_image(image, file, format="png")
             else:
                 figure.savefig(file, format="png", dpi=120)
-
-
-def close(figure: Any) -> None:
-    """Frees a matplotlib figure that was made through pyplot."""
-    if not isinstance(figure, Tensor):
-        import matplotlib.pyplot as plt
-
-        plt.close(figure)

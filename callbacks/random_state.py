@@ -11,15 +11,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
 def get_random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's global generators, as tensors and plain types
-    that `torch.load(weights_only=True)` accepts."""
+    """The states of Python's, NumPy's and PyTorch's global generators.
+
+    As tensors and plain types, which `torch.load(weights_only=True)` accepts.
+    """
     version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": [version, list(internal), gauss],
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
@@ -28,7 +30,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    words = keys.numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
         torch.cuda.set_rng_state_all([device_state.cpu() for device_state in state["cuda"]])

@@ -1,5 +1,4 @@
-"""The one way out for predictions and for per-item results, whole or absent, on any number of
-ranks."""
+"""The one way out for predictions and per-item results: whole or absent, on any number of ranks."""
 
 import json
 import math
@@ -49,9 +48,10 @@ class RecordWriter(Callback):
         assert self._path is not None
         decode = getattr(trainer.datamodule, "decode", None)  # type: ignore[attr-defined]
         records = [plain(decode(record) if decode else record) for record in outputs or []]
-        if hasattr(pl_module, "save_prediction"):
+        save = getattr(pl_module, "save_prediction", None)
+        if save is not None:
             for record in records:
-                pl_module.save_prediction(record, self._path.parent)
+                save(record, self._path.parent)
         self._write(records)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,8 +115,10 @@ def part_of(path: Path, rank: int) -> Path:
 
 
 def join_parts(parts: list[Path], path: Path) -> None:
-    """Joins JSON-lines files, dropping repeated lines, into `path`; writes nothing if all are
-    empty; removes the parts."""
+    """Joins JSON-lines files into `path` and removes them.
+
+    Repeated lines are written once; if all parts are empty, there is no file.
+    """
     seen: set[str] = set()
     with atomic_write(path, "w") as file:
         for part in parts:

@@ -98,8 +98,8 @@ class RunRecorder(Callback):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         info: dict[str, Any] = {}
         for owner in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]
-            if hasattr(owner, "run_info"):
-                info |= owner.run_info()
+            offer = getattr(owner, "run_info", None)
+            info |= offer() if offer else {}
         metrics = read_metrics(_run_dir(trainer))
         metrics[self.command] = {
             **results,

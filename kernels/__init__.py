@@ -1,1 +1,1 @@
-"""Tensor functions: a public contract, a plain-torch reference, and where it pays a Triton kernel."""
+"""Tensor functions: a public contract, a plain-torch reference, where it pays a Triton kernel."""

@@ -151,6 +151,7 @@ def _find_base(base: str, path: Path) -> Path:
 
 def _settings_of_file(path: Path) -> Iterator[Setting]:
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    assert node is not None  # read_yaml has found a mapping
     yield from _settings_of_node(node, "", str(path))
 
 

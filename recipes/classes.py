@@ -18,7 +18,9 @@ CLASSES = {
 
 
 def import_named(names: set[str]) -> None:
-    """Imports the modules of those `names` that the table knows; jsonargparse then resolves the
-    short names by itself."""
+    """Imports the modules of those `names` that the table knows.
+
+    jsonargparse then resolves the short names by itself.
+    """
     for module in sorted({CLASSES[name] for name in names & CLASSES.keys()}):
         importlib.import_module(module)

@@ -5,7 +5,6 @@ Only the commands that train or evaluate import torch; all others answer in a fr
 
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from .classes import import_named
 from .errors import OneLineErrors, is_user_error, one_line
 from .study import study
 from .submit import submit
-
 
 VALUELESS_FLAGS = ("--help", "--version", "--config", "--print_config", "--model", "--data")
 DESCRIPTION = "Lightning-based, modular training recipes."
@@ -45,7 +43,9 @@ def check() -> None:
     """Build everything in a recipe and run one batch, without training."""
 
 
-TRAINER_COMMANDS = {function.__name__: function for function in (fit, validate, test, predict, check)}
+TRAINER_COMMANDS = {
+    function.__name__: function for function in (fit, validate, test, predict, check)
+}
 COMMANDS: dict[str, Callable[..., None]] = {
     **TRAINER_COMMANDS,
     "list": list_recipes,
@@ -109,7 +109,7 @@ def run_tool(argv: list[str]) -> None:
 
 def run_trainer_command(command: str, argv: list[str]) -> None:
     """Runs `fit`, `validate`, `test`, `predict` or `check`."""
-    sys.path.insert(0, os.getcwd())  # a recipe may name classes of the folder it is run in
+    sys.path.insert(0, str(Path.cwd()))  # a recipe may name classes of the folder it is run in
     arguments = read_arguments(config_of_run(argv) + argv)
     from .trainer_cli import run
 

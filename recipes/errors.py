@@ -88,7 +88,9 @@ def explain_parser_error(message: str, settings: list[Setting]) -> str:
         return _unknown_class(match[1], keys, settings)
     if match := re.search(r"Problem with given class_path '([^']+)':\s+(No module .*)", message):
         return f"{_at(keys, match[1], settings)}cannot import {match[1]}: {match[2]}"
-    if match := re.search(r"Problem with given class_path '([^']+)':\s+(.*has no attribute.*)", message):
+    if match := re.search(
+        r"Problem with given class_path '([^']+)':\s+(.*has no attribute.*)", message
+    ):
         return f"{_at(keys, match[1], settings)}cannot import {match[1]}: {match[2]}"
     if match := re.search(r"Expected a (.+?)\. Got value: (.*)", message):
         return _wrong_type(keys, [match[1]], match[2].strip(), settings)
@@ -152,7 +154,9 @@ def _at(key: str, value: str | None, settings: list[Setting]) -> str:
 def _wrong_type(key: str, expected: list[str], value: str, settings: list[Setting]) -> str:
     if nested := re.match(r"NestedArg\(key='(.+)', val='(.*)'\)", value):
         key, value = f"{key}.{nested[1]}", nested[2]
-    choices = [name for kind in expected for name in re.findall(r"'([^']*)'", kind) if "<" not in kind]
+    choices = [
+        name for kind in expected for name in re.findall(r"'([^']*)'", kind) if "<" not in kind
+    ]
     near = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
     names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in expected]
     names = ["null" if name == "NoneType" else name for name in names if "Literal" not in name]

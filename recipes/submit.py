@@ -28,7 +28,7 @@ def submit(
     requeue: bool = True,
     sbatch: list[str] | None = None,
     setup: list[str] | None = None,
-    set: dict[str, Any] | None = None,  # noqa: A002 (the flag's name)
+    override: dict[str, Any] | None = None,
     run_dir: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -46,7 +46,7 @@ def submit(
         requeue: Let SLURM queue the job again when it is preempted or reaches its time limit.
         sbatch: Further options for `#SBATCH` lines, such as `["--constraint=h100"]`.
         setup: Shell lines to run before training, such as `["module load cuda"]`.
-        set: Settings of the recipe, such as `{"trainer.max_steps": 1000}`.
+        override: Settings of the recipe, such as `{"trainer.max_steps": 1000}`.
         run_dir: Directory of the run; default is the recipe's next version.
         dry_run: Print the script and submit nothing.
     """
@@ -69,7 +69,7 @@ def submit(
     }
     lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
     lines += ["--requeue" if requeue else "--no-requeue", *(sbatch or [])]
-    overrides = {"trainer.num_nodes": nodes, "trainer.devices": devices, **(set or {})}
+    overrides = {"trainer.num_nodes": nodes, "trainer.devices": devices, **(override or {})}
     run_dir = run_dir.absolute()
     script = string.Template((RECIPES / "slurm" / "train.sbatch").read_text(encoding="utf-8"))
     text = script.substitute(

@@ -37,7 +37,15 @@ from .errors import OneLineErrors, dropped_settings
 from .run_directory import choose_run_dir, claim, hand_on
 
 # Settings that belong to one start of a run and not to its recipe.
-START_OPTIONS = ("base", "run_dir", "ckpt_path", "init_from", "overwrite", "weights_only", "verbose")
+START_OPTIONS = (
+    "base",
+    "run_dir",
+    "ckpt_path",
+    "init_from",
+    "overwrite",
+    "weights_only",
+    "verbose",
+)
 
 # Said to everybody, of use to nobody here: loaders are sized by the recipe.
 UNHELPFUL_WARNINGS = (
@@ -136,7 +144,7 @@ class RecipeCLI(LightningCLI):
             raise ValueError("--init_from takes weights only, --ckpt_path a whole run: give one")
         if config.weights_only is None:
             config.weights_only = True
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             resume = config.ckpt_path is not None
             self._is_new_run = not any(self.run_dir.glob("*"))
             path = claim(self.run_dir, self.command, resume, config.overwrite)
@@ -192,22 +200,26 @@ class RecipeCLI(LightningCLI):
             if config.meta:
                 return Trainer(accelerator="cpu", devices=1, logger=False, barebones=True)
             return self._instantiate_trainer({**trainer, **CHECK}, [StopAfterOneBatch()])
-        callbacks: list[Callback] = [RunRecorder(self.command, config.seed_everything)]
-        callbacks += [FigureWriter(), RecordWriter()]
+        callbacks: list[Callback] = [FigureWriter(), RecordWriter()]
         if config.init_from is not None:
             callbacks.append(InitialWeights(config.init_from))
+        assert self.run_dir is not None
         if trainer.logger in (None, True):
-            trainer.logger = self.command == "fit" and EventLogger(self.run_dir)
+            trainer.logger = EventLogger(self.run_dir) if self.command == "fit" else False
         if trainer.logger:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
-        # Last, so that a resumed run's random state is not touched by another callback's start.
-        callbacks.append(RandomState())
+        # After the others: a command counts as finished when all its files are written, and no
+        # callback's start touches a resumed run's random state.
+        callbacks += [RunRecorder(self.command, config.seed_everything), RandomState()]
         if self.command == "fit":
             callbacks.append(config.checkpoint)
         plugins = trainer.plugins or []
         plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        ours = {"plugins": plugins, "default_root_dir": str(self.run_dir)}
-        ours["enable_checkpointing"] = self.command == "fit"
+        ours = {
+            "plugins": plugins,
+            "default_root_dir": str(self.run_dir),
+            "enable_checkpointing": self.command == "fit",
+        }
         return self._instantiate_trainer({**trainer, **ours, **kwargs}, callbacks)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -325,20 +337,28 @@ def load_weights(module: LightningModule, path: Path) -> None:
     own = module.state_dict()
     missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
     shapes = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
-    for names, problem in ((missing, "lacks"), (extra, "has unknown"), (shapes, "has other shapes for")):
+    for names, problem in (
+        (missing, "lacks"),
+        (extra, "has unknown"),
+        (shapes, "has other shapes for"),
+    ):
         if names:
             example = sorted(names)[0]
-            raise ValueError(f"{path} {problem} {len(names)} weights of this model, such as {example}")
+            raise ValueError(
+                f"{path} {problem} {len(names)} weights of this model, such as {example}"
+            )
     module.load_state_dict(weights)
 
 
 def hyperparameter_differences(path: Path, model: LightningModule) -> list[str]:
     """What a checkpoint's hyperparameters say differently from the model that will load it."""
-    stored = AtomicCheckpointIO().load_checkpoint(path, weights_only=True).get("hyper_parameters", {})
+    stored = (
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True).get("hyper_parameters", {})
+    )
     current = dict(model.hparams)
     names = sorted(stored.keys() & current.keys() - {"_instantiator"})
     return [
-        f"model.{name} is {current[name]} here, {stored[name]} in {path.name}: this run's value wins"
+        f"model.{name} is {current[name]} here, {stored[name]} in {path.name}: this run's wins"
         for name in names
         if stored[name] != current[name]
     ]
@@ -362,6 +382,12 @@ def fill_run_dir(value: Any, run_dir: Path) -> Any:
         for key, item in list(value.items() if isinstance(value, dict) else vars(value).items()):
             value[key] = fill_run_dir(item, run_dir)
     return value
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of the run; known before the Trainer exists."""
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank == 0
 
 
 @rank_zero_only

@@ -114,7 +114,11 @@ def differences(a, b, path=""):
     if isinstance(a, list | tuple):
         if len(a) != len(b):
             return [f"{path}: length"]
-        return [d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{path}/{i}")]
+        return [
+            d
+            for i, pair in enumerate(zip(a, b, strict=True))
+            for d in differences(*pair, f"{path}/{i}")
+        ]
     return [] if a == b or a != a else [f"{path}: {a} != {b}"]
 
 

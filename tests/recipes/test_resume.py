@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tenfold.recipes.cli import main
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 FIT = ("fit", "--config", "recipe.yaml", "--data.num_workers", "2", "--trainer.max_steps", "60")
 
 
 def overlay(name: str, step: int) -> str:
     path = Path(f"{name.lower()}.yaml")
-    path.write_text(
-        f"trainer:\n  callbacks+:\n    - class_path: toy.{name}\n      init_args: {{step: {step}}}\n"
-    )
+    callback = f"{{class_path: toy.{name}, init_args: {{step: {step}}}}}"
+    path.write_text(f"trainer:\n  callbacks+:\n    - {callback}\n")
     return str(path)
 
 
@@ -150,7 +149,7 @@ def test_flags_win_over_hyperparameters_in_the_checkpoint_and_say_so(project, ca
     assert main([*fit, "--trainer.max_steps", "2"]) == 0
     capsys.readouterr()
     assert main([*fit, "--trainer.max_steps", "4", "--model.dropout", "0.5"]) == 0
-    note = "model.dropout is 0.5 here, 0.2 in last.ckpt: this run's value wins"
+    note = "model.dropout is 0.5 here, 0.2 in last.ckpt: this run's wins"
     assert capsys.readouterr().err.count(note) == 1
     config = yaml.safe_load((project / "run" / "config.resume_1.yaml").read_text())
     assert config["model"]["init_args"]["dropout"] == 0.5

@@ -1,0 +1,47 @@
+# Two commands do everything on a machine with Python 3.11 or newer:
+#   make quickstart     sets up .venv and trains a small language model
+#   make test           sets up .venv with the developers' tools and runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-all lint types wheel-check release-check clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/tenfold fit --config language_model/quickstart
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-all: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not slurm and not browser"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	@mkdir -p .mypy_cache/path && ln -sfn ../.. .mypy_cache/path/tenfold
+	$(BIN)/mypy
+
+wheel-check: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_wheel.py
+
+# A clean clone, both commands, and the wheel in a virtual environment of its own.
+release-check:
+	tests/release_check.sh "$(PYTHON)"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tenfold needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.installed

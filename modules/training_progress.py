@@ -1,0 +1,108 @@
+"""What a training run counts on the way: tokens, losses between logging steps, speed, curves."""
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TrainingProgress:
+    """Counts tokens, averages losses between logging steps, measures speed, keeps loss curves.
+
+    Between logging steps nothing waits for the device. Counts and curves survive a checkpoint
+    (`state_dict` is plain types); speed is that of the running process.
+
+    Args:
+        num_losses: Values that `step` receives each time.
+        max_points: Points kept per curve; a longer curve is thinned to half, its last point kept.
+    """
+
+    def __init__(self, num_losses: int = 1, max_points: int = 4096) -> None:
+        self.tokens = 0
+        self.curves: dict[str, list[list[float]]] = {"train": [], "val": []}
+        self.max_points = max_points
+        self._sums = torch.zeros(num_losses + 1)  # of losses and of steps since the last average
+        self._mark: tuple[float, int] | None = None  # time and tokens when speed was last taken
+        self._paused_at = 0.0
+        self._timed_tokens, self._timed_seconds = 0, 0.0
+
+    def step(self, losses: Tensor, num_tokens: int) -> None:
+        """Adds one batch: its losses (num_losses,), left on their device, and its tokens."""
+        if self._mark is None:
+            self._mark = (time.perf_counter(), self.tokens)
+        self.tokens += num_tokens
+        sums = torch.cat((losses.detach(), losses.new_ones(1)))
+        self._sums = self._sums.to(sums) + sums
+
+    def mean_losses(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> list[float]:
+        """Returns the mean losses of the batches since the last call and adds a curve point.
+
+        Args:
+            reduce: Averages a tensor over devices.
+        """
+        sums = reduce(self._sums)
+        means: list[float] = (sums[:-1] / sums[-1]).tolist()
+        self._sums = torch.zeros_like(self._sums)
+        self.add_point("train", means[0])
+        return means
+
+    def add_point(self, curve: str, loss: float) -> None:
+        """Adds the loss at the current number of tokens to a curve."""
+        points = self.curves[curve]
+        points.append([self.tokens, loss])
+        if len(points) > self.max_points:
+            del points[-2::-2]
+
+    def tokens_per_second(self) -> float:
+        """Returns the speed since the last call; call it where the device was waited for."""
+        assert self._mark is not None
+        now = time.perf_counter()
+        tokens, seconds = self.tokens - self._mark[1], now - self._mark[0]
+        self._mark = (now, self.tokens)
+        self._timed_tokens += tokens
+        self._timed_seconds += seconds
+        return tokens / seconds
+
+    def mean_tokens_per_second(self) -> float | None:
+        """Returns the speed over all calls of `tokens_per_second`, None before the first."""
+        return self._timed_tokens / self._timed_seconds if self._timed_seconds else None
+
+    def pause(self) -> None:
+        """Stops the clock, for validation."""
+        self._paused_at = time.perf_counter()
+
+    def resume(self) -> None:
+        """Lets the clock run on."""
+        if self._mark is not None:
+            self._mark = (self._mark[0] + time.perf_counter() - self._paused_at, self._mark[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns counts and curves in plain types."""
+        curves = deepcopy(self.curves)
+        return {"tokens": self.tokens, "curves": curves, "sums": self._sums.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.tokens = state["tokens"]
+        self.curves = deepcopy(state["curves"])
+        self._sums = torch.tensor(state["sums"])
+
+    def figure(self) -> "Figure":
+        """Draws training and validation loss against tokens."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot(xscale="log", xlabel="tokens seen", ylabel="loss (nats / token)")
+        for name, label, style in (("train", "training", "-"), ("val", "validation", "o-")):
+            if points := self.curves[name]:
+                text = f"{label}, last {points[-1][1]:.3f}"
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=text)
+        axes.grid(which="both", alpha=0.3)
+        axes.legend()
+        return figure

@@ -1,0 +1,147 @@
+"""What Lightning and the data loader cost: tokens per second of the quickstart's model.
+
+    python tests/benchmarks/lightning_overhead.py --rounds 7 --num_steps 60
+
+Trains the same network with the same optimizer, schedule, clipping and batches in a plain PyTorch
+loop and under the Trainer as the recipe uses it (TensorBoard, learning-rate monitor, logging every
+25 steps), in turns within one process, so that whatever else the machine does hits both alike.
+Target: a ratio of at least 0.95. Then reads batches without a model; target: 20 times faster than
+the model consumes them. Nothing is kept.
+"""
+
+import itertools
+import statistics
+import time
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+
+from tenfold.datamodules.text import TextDataModule
+from tenfold.modules.causal_lm import build_config, random_network
+from tenfold.modules.language_model import CausalLanguageModel
+from tenfold.modules.optimization import WarmupStableDecay, parameter_groups
+
+CONFIG = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+WARM_UP = 5  # steps before the clock starts
+make_optimizer = partial(AdamW, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+make_schedule = partial(WarmupStableDecay, warmup=0.05, decay=0.2)
+
+
+class Stopwatch(Callback):
+    """Times the steps after the warm-up, the last optimizer step included."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == WARM_UP:
+            self.start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+def train_plain(loader: DataLoader, num_steps: int) -> tuple[float, float]:
+    """Returns the seconds of the timed steps and the last loss, of a plain PyTorch loop."""
+    seed_everything(0, verbose=False)
+    network = random_network(build_config(CONFIG), seed=0).train()
+    optimizer = make_optimizer(parameter_groups(network))
+    schedule = make_schedule(optimizer, num_training_steps=num_steps)
+    for step, batch in enumerate(itertools.islice(loader, num_steps)):
+        if step == WARM_UP:
+            start = time.perf_counter()
+        logits = network(batch["input_ids"], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return time.perf_counter() - start, loss.item()
+
+
+def train_lightning(loader: DataLoader, num_steps: int, folder: str) -> tuple[float, float]:
+    """Returns the same of CausalLanguageModel under the Trainer."""
+    seed_everything(0, verbose=False)
+    module = CausalLanguageModel(CONFIG, optimizer=make_optimizer, lr_scheduler=make_schedule)
+    stopwatch = Stopwatch()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=num_steps,
+        gradient_clip_val=1.0,
+        log_every_n_steps=25,
+        logger=TensorBoardLogger(folder),
+        callbacks=[stopwatch, LearningRateMonitor()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, loader)
+    batch = next(itertools.islice(loader, num_steps - 1, num_steps))
+    with torch.no_grad():
+        return stopwatch.seconds, module.loss(batch).item()
+
+
+def main(rounds: int = 5, num_steps: int = 40, batch_size: int = 16, num_threads: int = 2) -> None:
+    """Prints tokens per second of both loops, their ratio, and the speed of reading alone.
+
+    Args:
+        rounds: Repetitions of both loops, in alternating order.
+        num_steps: Training steps per repetition; the first 5 are not timed.
+        batch_size: Sequences of 128 bytes per step.
+        num_threads: Threads of torch.
+    """
+    torch.set_num_threads(num_threads)
+    with TemporaryDirectory() as folder:
+        data = TextDataModule(sequence_length=128, batch_size=batch_size, cache_dir=folder)
+        data.prepare_data()
+        data.setup("fit")
+        batches = list(itertools.islice(data.train_dataloader(), num_steps))
+        loader = DataLoader(batches, batch_size=None)
+        num_tokens = (num_steps - WARM_UP) * batch_size * 128
+
+        speeds: dict[str, list[float]] = {"plain": [], "lightning": []}
+        for index in range(rounds):
+            order = ("plain", "lightning") if index % 2 == 0 else ("lightning", "plain")
+            losses = {}
+            for name in order:
+                is_plain = name == "plain"
+                seconds, losses[name] = (
+                    train_plain(loader, num_steps)
+                    if is_plain
+                    else train_lightning(loader, num_steps, folder)
+                )
+                speeds[name].append(num_tokens / seconds)
+        ratios = [b / a for a, b in zip(*speeds.values(), strict=True)]
+
+        start = time.perf_counter()
+        read = sum(1 for _ in itertools.islice(data.train_dataloader(), 20 * num_steps))
+        reading = read * batch_size * 128 / (time.perf_counter() - start)
+
+    print(f"{'':12}{'tokens/s':>12}{'lowest':>12}{'highest':>12}")
+    for name, values in speeds.items():
+        print(f"{name:12}{statistics.median(values):12.0f}{min(values):12.0f}{max(values):12.0f}")
+    print(f"{'reading':12}{reading:12.0f}")
+    spread = statistics.stdev(ratios) if rounds > 1 else float("nan")
+    print(f"lightning / plain  {statistics.median(ratios):.3f} (sd {spread:.3f}, {rounds} rounds)")
+    print(f"reading / plain    {reading / statistics.median(speeds['plain']):.0f}")
+
+
+if __name__ == "__main__":
+    auto_cli(main)

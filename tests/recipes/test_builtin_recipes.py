@@ -1,0 +1,118 @@
+"""Every built-in YAML does what it says it does, as far as this machine can tell."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tenfold.recipes.catalogue import RECIPES, describe, recipe_names
+from tenfold.recipes.cli import main
+
+NAMES = recipe_names()
+CONTENT = {name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in NAMES}
+STUDIES = [name for name in NAMES if "stages" in CONTENT[name]]
+OVERLAYS = [name for name in NAMES if name.startswith("overlays/")]
+PLAIN = [name for name in NAMES if name not in STUDIES + OVERLAYS]
+# Needs what tests do not have: many GPUs, large data, the hub.
+META = [name for name in PLAIN if name.split("/")[1].startswith("paper")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_begins_with_what_it_is_and_how_to_run_it(name):
+    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+    assert len(describe(RECIPES / f"{name}.yaml")) > 20
+    if name not in OVERLAYS:
+        comments = "\n".join(line for line in lines[:6] if line.startswith("#"))
+        assert f"--config {name}" in comments
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in META])
+def test_check_passes(name, project, capsys):
+    small = ["--data.init_args.batch_size", "2", "--trainer.accelerator", "cpu"]
+    assert main(["check", "--config", name, *small]) == 0
+    assert f"{name}.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", META)
+def test_check_meta_passes(name, project, capsys):
+    assert main(["check", "--config", name, "--meta"]) == 0
+    assert "M parameters" in capsys.readouterr().out
+
+
+def test_the_paper_model_has_the_paper_size(project, capsys):
+    """297.2M parameters without embeddings (QAT scaling law, table 3), plus two of 100,278 x 1536."""
+    assert main(["check", "--config", "language_model/paper", "--meta"]) == 0
+    config = CONTENT["language_model/paper"]["model"]["init_args"]["config"]
+    total = 297.2e6 + 2 * config["vocab_size"] * config["hidden_size"]
+    printed = float(capsys.readouterr().out.split("(")[1].split("M parameters")[0])
+    assert printed * 1e6 == pytest.approx(total, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_planned(name, project, capsys):
+    assert main(["study", "--config", name, "--dry-run"]) == 0
+    assert "nothing was started" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+RUNNABLE = {"overlays/bf16", "overlays/csv", "overlays/ema", "overlays/ddp"}
+
+
+@pytest.mark.parametrize("name", sorted(RUNNABLE & set(OVERLAYS)))
+def test_overlays_train_on_this_machine(name, project):
+    fit = ["fit", "--config", "recipe.yaml", "--config", name, "--run_dir", "run"]
+    assert main([*fit, "--trainer.max_steps", "4"]) == 0
+    assert json.loads(Path("run/metrics.json").read_text())["fit"]["step"] == 4
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name.endswith("/quickstart")])
+def test_every_quickstart_trains_from_the_command_line(name, project, tenfold):
+    steps = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
+    limits = ["--trainer.limit_val_batches", "1", "--run_dir", "run"]
+    run = tenfold("fit", "--config", name, *steps, *limits)
+    assert run.returncode == 0, run.stderr
+    metrics = json.loads((project / "run" / "metrics.json").read_text())
+    assert metrics["fit"]["step"] == 3
+    assert metrics["fit"]["val/loss"] > 0
+    assert list((project / "run" / "figures").glob("*.png"))
+    assert "run directory: run" in run.stdout
+
+
+def test_two_processes_train_test_and_write_one_set_of_records(project, tenfold):
+    ddp = ["--config", "recipe.yaml", "--config", "overlays/ddp", "--trainer.devices", "2"]
+    fit = tenfold("fit", *ddp, "--trainer.max_steps", "4")
+    assert fit.returncode == 0, fit.stderr
+    (run_dir,) = (project / "runs" / project.name / "recipe").iterdir()
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["run"]["world_size"] == 2
+    test = tenfold("test", *ddp, "--run_dir", str(run_dir))
+    assert test.returncode == 0, test.stderr
+    records = [json.loads(line) for line in (run_dir / "records.jsonl").read_text().splitlines()]
+    # Each rank numbers its own batches, so ids repeat; no sample is lost or seen twice.
+    assert len(records) == 40
+    assert not list(run_dir.glob(".*"))
+
+
+def test_the_sbatch_script_is_valid_shell_and_says_what_was_asked(project, capsys):
+    submit = ["submit", "--config", "recipe.yaml", "--config", "overlays/ddp", "--nodes", "3"]
+    flags = ["--devices", "4", "--time", "1-02:00:00", "--partition", "long", "--dry-run"]
+    extra = ["--sbatch", '["--constraint=h100"]', "--setup", '["module load cuda"]']
+    assert main([*submit, *flags, *extra, "--override", "{trainer.max_steps: 7}"]) == 0
+    script = capsys.readouterr().out
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    lines = script.splitlines()
+    for option in ("nodes=3", "ntasks-per-node=4", "time=1-02:00:00", "partition=long", "requeue"):
+        assert f"#SBATCH --{option}" in lines
+    assert "#SBATCH --constraint=h100" in lines
+    assert "#SBATCH --signal=SIGUSR1@90" in lines
+    assert lines.index("module load cuda") < len(lines) - 1
+    command = lines[-1].split()
+    assert command[:2] == ["srun", sys.executable]
+    assert {"recipe.yaml", "overlays/ddp"} <= set(command)
+    joined = " ".join(command)
+    assert "--ckpt_path auto --trainer.num_nodes 3 --trainer.devices 4" in joined
+    assert "--trainer.max_steps 7" in joined
+    assert str(project / "runs" / project.name / "recipe" / "version_0") in joined
+    assert not Path("runs").exists()
