@@ -86,6 +86,14 @@ def decoder_layers(network: PreTrainedModel) -> list[nn.Module]:
     return [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
+def recompute_activations(network: PreTrainedModel) -> None:
+    """Lets each decoder layer recompute its activations in the backward pass."""
+    # Renamed within transformers 5: the old name warns where the new one exists.
+    name = "activation_checkpointing_enable"
+    enable = getattr(network, name, None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def num_non_embedding_parameters(network: PreTrainedModel) -> int:
     """Counts parameters outside input and output embeddings: the N of scaling laws."""
     ends = [network.get_input_embeddings()]

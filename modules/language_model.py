@@ -27,6 +27,7 @@ from .causal_lm import (
     num_non_embedding_parameters,
     pretrained_network,
     random_network,
+    recompute_activations,
 )
 from .optimization import configure_optimizers, save_plain_hyperparameters
 from .training_progress import TrainingProgress
@@ -130,7 +131,7 @@ class CausalLanguageModel(LightningModule):
         self.network = network.train()  # loading leaves it in evaluation mode
         layers = decoder_layers(self.network)
         if self.activation_checkpointing:
-            self.network.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(self.network)
         if self.compile_layers:  # layer by layer: one short compilation serves them all
             for layer in layers:
                 layer.compile()

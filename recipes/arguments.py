@@ -5,6 +5,9 @@ Configs come first, then the choice of classes, then everything else: so flags w
 flag that it comes from, for messages. Imports no torch.
 """
 
+import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,14 +110,35 @@ def split_arguments(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
     return configs, choices, others
 
 
+class RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which `1e-3` is a number and a repeated key an error, unlike in plain PyYAML."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a repeated key."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"'{key.value}' is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: The file is no YAML, or not a mapping; the message gives the line.
+        ValueError: The file is no YAML, repeats a key, or is not a mapping; gives the line.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ValueError(f"{path}:{line}: not valid YAML: {error.problem}") from error
@@ -123,6 +147,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
     return content
+
+
+def render(value: Any) -> str:
+    """A setting as text that jsonargparse reads back: strings as they are, all else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{'-' if value < 0 else ''}.{abs(value)}"
+    return json.dumps(value, default=str, ensure_ascii=False, sort_keys=True)
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -9,6 +9,7 @@ import importlib
 CLASSES = {
     "CausalLanguageModel": "tenfold.modules.language_model",
     "FigureWriter": "tenfold.callbacks.figures",
+    "ProgressLines": "tenfold.callbacks.progress_lines",
     "RandomState": "tenfold.callbacks.random_state",
     "RecordWriter": "tenfold.callbacks.records",
     "TextDataModule": "tenfold.datamodules.text",

@@ -39,6 +39,15 @@ def is_user_error(error: BaseException) -> bool:
     return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("tenfold.")
 
 
+def nearest(name: str, names: Iterable[str], parent: str = "") -> str:
+    """A hint for a wrong name: the near ones, else all of them; written with their `parent`."""
+    full = {str(other): f"{parent}.{other}".strip(".") for other in names}
+    near = difflib.get_close_matches(name, full, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(full[other] for other in near)}?"
+    return f"there are {', '.join(full.values())}" if full else "there are none"
+
+
 class OneLineErrors:
     """Mixin for jsonargparse parsers: an error is a ValueError of one line, not a page of usage.
 
@@ -195,14 +204,7 @@ def _unknown_key(key: str, settings: list[Setting]) -> str:
         key = key.split(".")[0]
     parent, _, name = key.rpartition(".")
     accepted = _accepted_names(parent, settings)
-    near = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
-    if near:
-        prefix = f"{parent}." if parent else ""
-        hint = f"did you mean {' or '.join(prefix + other for other in near)}?"
-    elif accepted:
-        hint = f"there are {', '.join(sorted(accepted))}"
-    else:
-        hint = "`tenfold fit --help` lists the options"
+    hint = nearest(name, accepted, parent) if accepted else "`tenfold fit --help` lists the options"
     where = f"{setting.where}: " if setting else ""
     return textwrap.shorten(f"{where}unknown key '{key}': {hint}", WIDTH, placeholder=" ...")
 

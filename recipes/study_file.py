@@ -4,18 +4,15 @@ A study is stages. A stage varies axes - its variants, its grid keys - and inher
 stages it reads from.
 """
 
-import difflib
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .arguments import read_yaml, render
 from .catalogue import find_recipe
+from .errors import nearest
 
 COMMANDS = ("fit", "validate", "test", "predict")
 ROW = "<row>"
@@ -174,15 +171,6 @@ def load_study(config: str) -> Study:
 # Values and references
 
 
-def render(value: Any) -> str:
-    """A setting as text that jsonargparse reads back: strings as they are, all else as JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{'-' if value < 0 else ''}.{abs(value)}"
-    return json.dumps(value, default=str, ensure_ascii=False, sort_keys=True)
-
-
 def references(value: Any) -> list[Reference]:
     """The references anywhere inside a value.
 
@@ -216,15 +204,6 @@ def _reference_texts(value: Any) -> Iterator[str]:
             yield from _reference_texts(item)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for a wrong name: the near ones, else all of them."""
-    names = [str(other) for other in names]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"there are {', '.join(names)}" if names else "there are none"
-
-
 def dotted_settings(value: Any, where: str) -> dict[str, Any]:
     """Checks a mapping from dotted keys to values.
 
@@ -247,41 +226,6 @@ def dotted_settings(value: Any, where: str) -> dict[str, Any]:
 
 
 # YAML
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number and a repeated key an error, unlike in plain PyYAML."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                problem = f"'{key.value}' is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(path: Path) -> Any:
-    """Reads a YAML file.
-
-    Raises:
-        ValueError: It is no YAML, or repeats a key; one line with the place.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ValueError(f"{path}:{line}: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _mapping(kind: Any, content: Any, where: str) -> dict[str, Any]:

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ..modules.files import write_json
-from .arguments import read_arguments
+from .arguments import read_arguments, read_yaml, render
+from .errors import nearest
 from .study_file import (
     Reference,
     Stage,
     Study,
     Variant,
     dotted_settings,
-    nearest,
-    read_yaml,
     references,
-    render,
     resolve,
 )
 

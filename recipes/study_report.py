@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modules.files import atomic_write
-from .study_file import RECORDS, Study, Table, render
+from .arguments import render
+from .study_file import RECORDS, Study, Table
 from .study_plan import Run
 from .study_table import SEED, Line, collect_lines
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .study_file import RECORDS, ROW, Axis, Stage, Study, Table, nearest, render
+from .arguments import render
+from .errors import nearest
+from .study_file import RECORDS, ROW, Axis, Stage, Study, Table
 from .study_plan import Run
 
 if TYPE_CHECKING:

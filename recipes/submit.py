@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .arguments import read_arguments
+from .arguments import read_arguments, render
 from .catalogue import RECIPES
 from .run_directory import new_run_dir, next_run_dir, runs_of
 
 
 def submit(
     config: list[str] | None = None,
-    nodes: int = 1,
-    devices: int = 1,
+    nodes: int | None = None,
+    devices: int | None = None,
     time: str = "24:00:00",
     gpus: bool = True,
     cpus_per_task: int | None = None,
@@ -36,8 +34,8 @@ def submit(
 
     Args:
         config: Recipe and overlays, one `--config` each.
-        nodes: Number of nodes.
-        devices: Devices, and so tasks, per node.
+        nodes: Number of nodes; what the recipe says, or 1.
+        devices: Devices, and so tasks, per node; what the recipe says, or 1.
         time: Time limit, as SLURM writes it (D-HH:MM:SS).
         gpus: Ask for one GPU per task; false for clusters of CPUs.
         cpus_per_task: CPU cores per task.
@@ -52,13 +50,13 @@ def submit(
     """
     if not config:
         raise ValueError("submit needs a recipe: --config language_model/quickstart")
-    for name, count in (("nodes", nodes), ("devices", devices)):
-        if count < 1:
-            raise ValueError(f"--{name} must be 1 or more, got {count}")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
         raise ValueError(f"--time: '{time}' is no SLURM time: write D-HH:MM:SS or HH:MM:SS")
-    recipe = read_arguments([part for name in config for part in ("--config", name)]).recipe
-    folder = runs_of(recipe)
+    arguments = read_arguments([part for name in config for part in ("--config", name)])
+    written = {setting.key: setting.value for setting in arguments.settings}
+    nodes = count("nodes", nodes, written.get("trainer.num_nodes"))
+    devices = count("devices", devices, written.get("trainer.devices"))
+    folder = runs_of(arguments.recipe)
     if run_dir is None:
         run_dir = next_run_dir(folder) if dry_run else new_run_dir(folder)
     options = {
@@ -96,18 +94,22 @@ def submit(
     print(f"{answer.stdout.strip()}: {run_dir}")
 
 
+def count(name: str, given: int | None, written: str | None) -> int:
+    """A number of nodes or devices: as given, else as the recipe has it, else 1.
+
+    Raises:
+        ValueError: It is less than 1, or the recipe leaves it to the machine ("auto").
+    """
+    text = str(given) if given is not None else written or "1"
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"--{name} must be 1 or more, got {text}")
+    return int(text)
+
+
 def training_command(config: list[str], run_dir: Path, overrides: dict[str, Any]) -> list[str]:
     """The `tenfold fit` command of a job, which starts its run or goes on with it."""
     command = [sys.executable, "-m", "tenfold.recipes.cli", "fit"]
     for name in config:
         command += ["--config", name]
     command += ["--run_dir", str(run_dir), "--ckpt_path", "auto"]
-    for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else to_yaml(value)]
-    return command
-
-
-def to_yaml(value: Any) -> str:
-    """A value on one line, as the command line reads it back."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9)
-    return text.removesuffix("...\n").strip()
+    return command + [f"--{key}={render(value)}" for key, value in overrides.items()]

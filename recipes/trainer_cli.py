@@ -28,6 +28,7 @@ from ..callbacks.checkpointing import (
     newest_intact_checkpoint,
 )
 from ..callbacks.figures import FigureWriter
+from ..callbacks.progress_lines import ProgressLines
 from ..callbacks.random_state import RandomState
 from ..callbacks.records import RecordWriter
 from ..callbacks.run_recorder import RunRecorder, read_metrics
@@ -206,6 +207,9 @@ class RecipeCLI(LightningCLI):
         assert self.run_dir is not None
         if trainer.logger in (None, True):
             trainer.logger = EventLogger(self.run_dir) if self.command == "fit" else False
+        is_terminal = sys.stdout.isatty()
+        if trainer.enable_progress_bar is not False and not is_terminal:
+            callbacks.append(ProgressLines())
         if trainer.logger:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         # After the others: a command counts as finished when all its files are written, and no
@@ -219,6 +223,7 @@ class RecipeCLI(LightningCLI):
             "plugins": plugins,
             "default_root_dir": str(self.run_dir),
             "enable_checkpointing": self.command == "fit",
+            "enable_progress_bar": trainer.enable_progress_bar is not False and is_terminal,
         }
         return self._instantiate_trainer({**trainer, **ours, **kwargs}, callbacks)
 

@@ -62,6 +62,7 @@ def test_datamodules_import_only_representations_from_modules():
 def test_the_table_of_short_names_is_complete_and_true():
     bases = (LightningModule, LightningDataModule, Callback, LRScheduler)
     plumbing = {"RunCheckpoint", "RunRecorder", "StopAfterOneBatch", "InitialWeights"}
+    plumbing |= {"TrainingSchedule"}
     found = {}
     for module in pkgutil.walk_packages([str(ROOT)], "tenfold."):
         if module.name.split(".")[1] not in BELOW:

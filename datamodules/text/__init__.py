@@ -59,7 +59,8 @@ class TextDataModule(LightningDataModule):
         val_fraction: Share of the documents for validation, in [0, 1).
         test_fraction: Share of the documents for testing, in [0, 1).
         num_workers: Processes that read batches; 0 reads in the main process, which does for text.
-        seed: Seed of the order of the training sequences. The splits do not depend on it.
+        seed: Seed of the order of the training sequences; None takes that of `seed_everything`. The
+            splits do not depend on it.
         prompts: What `predict` continues. None takes the beginnings of `num_prompts` test blocks.
         num_prompts: How many test blocks, evenly spaced, `predict` continues.
         prompt_length: Tokens of a test block that `predict` gets, at most `sequence_length`.
@@ -89,7 +90,7 @@ class TextDataModule(LightningDataModule):
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         prompts: list[str] | None = None,
         num_prompts: int = 8,
         prompt_length: int = 64,
@@ -132,7 +133,7 @@ class TextDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = torch.initial_seed() if seed is None else seed
         self.prompts = prompts
         self.num_prompts = num_prompts
         self.prompt_length = prompt_length

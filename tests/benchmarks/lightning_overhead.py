@@ -10,8 +10,10 @@ the model consumes them. Nothing is kept.
 """
 
 import itertools
+import logging
 import statistics
 import time
+import warnings
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +24,13 @@ from jsonargparse import auto_cli
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim import AdamW
-from torch.utils.data import DataLoader
-
 from tenfold.datamodules.text import TextDataModule
 from tenfold.modules.causal_lm import build_config, random_network
 from tenfold.modules.language_model import CausalLanguageModel
 from tenfold.modules.optimization import WarmupStableDecay, parameter_groups
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 CONFIG = {
     "vocab_size": 256,
@@ -45,27 +47,34 @@ make_schedule = partial(WarmupStableDecay, warmup=0.05, decay=0.2)
 
 
 class Stopwatch(Callback):
-    """Times the steps after the warm-up, the last optimizer step included."""
+    """Times the steps after the warm-up, the last optimizer step included, by wall and by CPU."""
+
+    def start(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        self.wall, self.cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == WARM_UP:
-            self.start = time.perf_counter()
+            self.start()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = time.perf_counter() - self.start
+        self.stop()
 
 
-def train_plain(loader: DataLoader, num_steps: int) -> tuple[float, float]:
-    """Returns the seconds of the timed steps and the last loss, of a plain PyTorch loop."""
+def train_plain(loader: DataLoader, num_steps: int) -> tuple[Stopwatch, PreTrainedModel]:
+    """Trains in a plain PyTorch loop."""
     seed_everything(0, verbose=False)
     network = random_network(build_config(CONFIG), seed=0).train()
     optimizer = make_optimizer(parameter_groups(network))
     schedule = make_schedule(optimizer, num_training_steps=num_steps)
-    for step, batch in enumerate(itertools.islice(loader, num_steps)):
+    stopwatch = Stopwatch()
+    for step, batch in enumerate(loader):
         if step == WARM_UP:
-            start = time.perf_counter()
+            stopwatch.start()
         logits = network(batch["input_ids"], use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
         optimizer.zero_grad()
@@ -73,11 +82,14 @@ def train_plain(loader: DataLoader, num_steps: int) -> tuple[float, float]:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return time.perf_counter() - start, loss.item()
+    stopwatch.stop()
+    return stopwatch, network
 
 
-def train_lightning(loader: DataLoader, num_steps: int, folder: str) -> tuple[float, float]:
-    """Returns the same of CausalLanguageModel under the Trainer."""
+def train_lightning(
+    loader: DataLoader, num_steps: int, folder: str
+) -> tuple[Stopwatch, PreTrainedModel]:
+    """Trains CausalLanguageModel under the Trainer."""
     seed_everything(0, verbose=False)
     module = CausalLanguageModel(CONFIG, optimizer=make_optimizer, lr_scheduler=make_schedule)
     stopwatch = Stopwatch()
@@ -93,9 +105,7 @@ def train_lightning(loader: DataLoader, num_steps: int, folder: str) -> tuple[fl
         enable_progress_bar=False,
     )
     trainer.fit(module, loader)
-    batch = next(itertools.islice(loader, num_steps - 1, num_steps))
-    with torch.no_grad():
-        return stopwatch.seconds, module.loss(batch).item()
+    return stopwatch, module.network
 
 
 def main(rounds: int = 5, num_steps: int = 40, batch_size: int = 16, num_threads: int = 2) -> None:
@@ -105,42 +115,48 @@ def main(rounds: int = 5, num_steps: int = 40, batch_size: int = 16, num_threads
         rounds: Repetitions of both loops, in alternating order.
         num_steps: Training steps per repetition; the first 5 are not timed.
         batch_size: Sequences of 128 bytes per step.
-        num_threads: Threads of torch.
+        num_threads: Threads of torch. More than there are idle cores spoils the wall times.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(num_threads)
+    runs: dict[str, list[Stopwatch]] = {"plain": [], "lightning": []}
     with TemporaryDirectory() as folder:
         data = TextDataModule(sequence_length=128, batch_size=batch_size, cache_dir=folder)
         data.prepare_data()
         data.setup("fit")
+        start = time.perf_counter()
+        num_read = sum(1 for _ in itertools.islice(data.train_dataloader(), 20 * num_steps))
+        reading = num_read * batch_size * 128 / (time.perf_counter() - start)
+
         batches = list(itertools.islice(data.train_dataloader(), num_steps))
         loader = DataLoader(batches, batch_size=None)
-        num_tokens = (num_steps - WARM_UP) * batch_size * 128
-
-        speeds: dict[str, list[float]] = {"plain": [], "lightning": []}
+        train = {
+            "plain": lambda: train_plain(loader, num_steps),
+            "lightning": lambda: train_lightning(loader, num_steps, folder),
+        }
         for index in range(rounds):
-            order = ("plain", "lightning") if index % 2 == 0 else ("lightning", "plain")
-            losses = {}
-            for name in order:
-                is_plain = name == "plain"
-                seconds, losses[name] = (
-                    train_plain(loader, num_steps)
-                    if is_plain
-                    else train_lightning(loader, num_steps, folder)
-                )
-                speeds[name].append(num_tokens / seconds)
-        ratios = [b / a for a, b in zip(*speeds.values(), strict=True)]
+            networks = {}
+            for name in list(train)[:: 1 if index % 2 == 0 else -1]:
+                stopwatch, networks[name] = train[name]()
+                runs[name].append(stopwatch)
+            for ours, plain in zip(*(n.parameters() for n in networks.values()), strict=True):
+                torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
-        start = time.perf_counter()
-        read = sum(1 for _ in itertools.islice(data.train_dataloader(), 20 * num_steps))
-        reading = read * batch_size * 128 / (time.perf_counter() - start)
-
-    print(f"{'':12}{'tokens/s':>12}{'lowest':>12}{'highest':>12}")
-    for name, values in speeds.items():
-        print(f"{name:12}{statistics.median(values):12.0f}{min(values):12.0f}{max(values):12.0f}")
-    print(f"{'reading':12}{reading:12.0f}")
-    spread = statistics.stdev(ratios) if rounds > 1 else float("nan")
-    print(f"lightning / plain  {statistics.median(ratios):.3f} (sd {spread:.3f}, {rounds} rounds)")
-    print(f"reading / plain    {reading / statistics.median(speeds['plain']):.0f}")
+    num_tokens = (num_steps - WARM_UP) * batch_size * 128
+    print(f"{'tokens / s':12}{'median':>10}{'lowest':>10}{'highest':>10}")
+    for name, watches in runs.items():
+        speeds = [num_tokens / watch.wall for watch in watches]
+        print(f"{name:12}{statistics.median(speeds):10.0f}{min(speeds):10.0f}{max(speeds):10.0f}")
+    print(f"{'reading':12}{reading:10.0f}")
+    for clock in ("wall", "cpu"):
+        pairs = zip(runs["plain"], runs["lightning"], strict=True)
+        ratios = [getattr(plain, clock) / getattr(ours, clock) for plain, ours in pairs]
+        spread = statistics.stdev(ratios) if rounds > 1 else float("nan")
+        median = statistics.median(ratios)
+        print(f"lightning / plain, {clock:4} time {median:7.3f}  sd {spread:.3f}, {rounds} rounds")
+    plain_speed = statistics.median(num_tokens / watch.wall for watch in runs["plain"])
+    print(f"reading / plain {reading / plain_speed:21.0f}")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_check_runs_a_batch_and_writes_nothing(project, capsys):
 MISTAKES = {
     "fit": "nothing says which `model` to use: give a recipe with --config",
     "fit --config nope": "no file and no built-in recipe 'nope'",
-    "fit --config language_model/quikstart": "did you mean language_model/quickstart?",
+    "fit --config language_model/quikstart": "did you mean language_model/quickstart",
     "fit --config overlays/bf16 --config recipe.yaml": "give the recipe first",
     "fit --config recipe.yaml --trainer.max_step 3": "did you mean trainer.max_steps",
     "fit --config recipe.yaml --model.widht 3": "did you mean model.width?",

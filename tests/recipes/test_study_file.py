@@ -301,8 +301,8 @@ def test_resolve_leaves_what_is_no_reference() -> None:
 FILE_ERRORS = {
     "stage: []": "unknown key 'stage': did you mean stages",
     "stages: []": "stages: expected a list with at least one item",
-    "[]": "study: expected a mapping",
-    "a: b: c": "study.yaml:1: mapping values are not allowed here",
+    "[]": "expected `key: value` lines, found list",
+    "a: b: c": "study.yaml:1: not valid YAML: mapping values are not allowed here",
     "stages: [{name: a}]": r"stages\[0\]: 'recipe' is missing",
     "stages: [{name: a.b, recipe: x}]": "a stage name may hold no dot",
     "stages: [{name: a/b, recipe: x}]": "name 'a/b' may hold letters",
@@ -310,7 +310,7 @@ FILE_ERRORS = {
     "stages: [{name: a, recipe: train.yamll}]": "no file and no built-in recipe 'train.yamll'",
     "stages: [{name: a, recipe: train.yaml, config: [train.yaml]}]": "a config is given twice",
     "stages:\n- name: a\n  recipe: x\n  variants:\n    b: {}\n    b: {}": (
-        "study.yaml:6: 'b' is given twice"
+        "study.yaml:6: not valid YAML: 'b' is given twice"
     ),
     """stages:
 - {name: a, recipe: x, set: {model.x: '${trian.run_dir}'}}
