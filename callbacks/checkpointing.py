@@ -9,7 +9,8 @@ import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -59,6 +60,41 @@ def newest_intact_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def require_intact(path: Path) -> None:
+    """Refuses a damaged checkpoint.
+
+    Raises:
+        ValueError: It is damaged; the message names the newest intact one beside it.
+    """
+    if not is_intact(path):
+        other = newest_intact_checkpoint(path.parent)
+        hint = f"the newest intact one is {other}" if other else "no other one is intact"
+        raise ValueError(f"{path} is damaged (incomplete, or a checksum differs): {hint}")
+
+
+def read_hyperparameters(path: Path) -> dict[str, Any]:
+    """The hyperparameters stored in a checkpoint, whose tensors stay on disk.
+
+    Raises:
+        ValueError: The checkpoint holds more than tensors and plain types.
+    """
+    with _no_python_objects(path):
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    hyperparameters: dict[str, Any] = checkpoint.get("hyper_parameters", {})
+    return hyperparameters
+
+
+@contextmanager
+def _no_python_objects(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds Python objects, which could run code when loaded: only tensors and "
+            "plain types are accepted"
+        ) from error
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes whole checkpoints and loads intact ones.
 
@@ -86,18 +122,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ValueError: The file is damaged, or holds more than tensors and plain types.
         """
-        path = Path(path)
-        if not is_intact(path):
-            other = newest_intact_checkpoint(path.parent)
-            hint = f"the newest intact one is {other}" if other else "no other one is intact"
-            raise ValueError(f"{path} is damaged (incomplete, or a checksum differs): {hint}")
-        try:
+        require_intact(Path(path))
+        with _no_python_objects(path):
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
-        except UnpicklingError as error:
-            raise ValueError(
-                f"{path} holds Python objects, which could run code when loaded: only tensors and "
-                "plain types are accepted"
-            ) from error
         return checkpoint
 
 

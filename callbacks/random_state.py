@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 def get_random_state() -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's global generators.
 
-    As tensors and plain types, which `torch.load(weights_only=True)` accepts.
+    Of the GPUs only the current one's: the others belong to other ranks. As tensors and plain
+    types, which `torch.load(weights_only=True)` accepts.
     """
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
@@ -21,7 +22,7 @@ def get_random_state() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
@@ -33,8 +34,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     words = keys.numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([device_state.cpu() for device_state in state["cuda"]])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 class RandomState(Callback):

@@ -71,6 +71,8 @@ def read_arguments(argv: list[str]) -> Arguments:
     for given in configs:
         path = find_recipe(given)
         chain = list(_with_bases(path, ()))
+        if "stages" in chain[-1][1]:
+            raise ValueError(f"{path} is a study: run it with `tenfold study --config {given}`")
         if any(_chooses_model(content) for _, content in chain):
             if overlay is not None:
                 raise ValueError(

@@ -8,6 +8,17 @@ from pathlib import Path
 
 RUN_DIR_VARIABLE = "TENFOLD_RUN_DIR"
 RUNS = Path("runs")
+# What a run writes: all that --overwrite may delete.
+WRITTEN = (
+    "config*.yaml",
+    "metrics.json",
+    "records.jsonl",
+    "events.out.tfevents.*",
+    "checkpoints",
+    "figures",
+    "predictions",
+    "csv",
+)
 
 
 def runs_of(recipe: Path | None) -> Path:
@@ -110,7 +121,7 @@ def claim(run_dir: Path, command: str, resume: bool, overwrite: bool) -> Path:
             "--run_dir (or none) keeps it"
         )
     if command == "fit":
-        for child in run_dir.iterdir():
+        for child in (path for pattern in WRITTEN for path in run_dir.glob(pattern)):
             shutil.rmtree(child) if child.is_dir() else child.unlink()
     return config
 

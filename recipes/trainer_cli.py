@@ -26,6 +26,8 @@ from ..callbacks.checkpointing import (
     AtomicCheckpointIO,
     RunCheckpoint,
     newest_intact_checkpoint,
+    read_hyperparameters,
+    require_intact,
 )
 from ..callbacks.figures import FigureWriter
 from ..callbacks.progress_lines import ProgressLines
@@ -145,6 +147,8 @@ class RecipeCLI(LightningCLI):
             raise ValueError("--init_from takes weights only, --ckpt_path a whole run: give one")
         if config.weights_only is None:
             config.weights_only = True
+        if "verbose" in config:
+            config.verbose = False  # `summary` says it
         if is_rank_zero():
             resume = config.ckpt_path is not None
             self._is_new_run = not any(self.run_dir.glob("*"))
@@ -173,6 +177,7 @@ class RecipeCLI(LightningCLI):
         if given not in ("auto", "last"):
             if not Path(given).exists():
                 raise ValueError(f"--ckpt_path: no file '{given}' (or say auto, last or best)")
+            require_intact(Path(given))
             return given
         found = newest_intact_checkpoint(folder)
         if found is None and given == "last":
@@ -277,11 +282,12 @@ def is_no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def summary(run_dir: Path, command: str) -> str:
-    """The results of a command as lines of text."""
+    """The results of a command as lines of text, with what module and data measured of the run."""
     metrics = read_metrics(run_dir)
+    measured = {name: value for name, value in metrics["run"].items() if isinstance(value, float)}
     lines = [
         f"  {name:<32} {value:.6g}" if isinstance(value, float) else f"  {name:<32} {value}"
-        for name, value in metrics[command].items()
+        for name, value in {**metrics[command], **measured}.items()
     ]
     return "\n".join([f"{command}:", *lines, f"run directory: {run_dir}"])
 
@@ -357,9 +363,7 @@ def load_weights(module: LightningModule, path: Path) -> None:
 
 def hyperparameter_differences(path: Path, model: LightningModule) -> list[str]:
     """What a checkpoint's hyperparameters say differently from the model that will load it."""
-    stored = (
-        AtomicCheckpointIO().load_checkpoint(path, weights_only=True).get("hyper_parameters", {})
-    )
+    stored = read_hyperparameters(path)
     current = dict(model.hparams)
     names = sorted(stored.keys() & current.keys() - {"_instantiator"})
     return [

@@ -132,6 +132,7 @@ MISTAKES = {
     "fit": "nothing says which `model` to use: give a recipe with --config",
     "fit --config nope": "no file and no built-in recipe 'nope'",
     "fit --config language_model/quikstart": "did you mean language_model/quickstart",
+    "fit --config language_model/claim": "is a study: run it with `tenfold study --config",
     "fit --config overlays/bf16 --config recipe.yaml": "give the recipe first",
     "fit --config recipe.yaml --trainer.max_step 3": "did you mean trainer.max_steps",
     "fit --config recipe.yaml --model.widht 3": "did you mean model.width?",

@@ -161,3 +161,33 @@ def test_resuming_a_finished_run_keeps_its_results(project):
     before = (project / "run" / "metrics.json").read_text()
     assert main(fit) == 0
     assert (project / "run" / "metrics.json").read_text() == before
+
+
+def test_a_language_model_resumes_exactly(project):
+    """Dropout in attention, a schedule, loss curves; stopped in the middle of an epoch."""
+    text = Path("text")
+    text.mkdir()
+    for i in range(200):
+        (text / f"{i}.txt").write_text(f"document {i} counts {list(range(i, i + 9))}\n" * 4)
+    Path("small.yaml").write_text(
+        """
+base: language_model/quickstart
+model:
+  init_args:
+    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2,
+             num_key_value_heads: 1, vocab_size: 256, attention_dropout: 0.2}
+    lr_scheduler: {class_path: WarmupStableDecay, init_args: {num_training_steps: 24}}
+data: {init_args: {files: text, sequence_length: 16, batch_size: 8, num_workers: 1}}
+trainer: {accelerator: cpu, val_check_interval: 5, limit_val_batches: 2, log_every_n_steps: 3}
+"""
+    )
+    fit = ["fit", "--config", "small.yaml"]
+    assert main([*fit, "--run_dir", "whole", "--trainer.max_steps", "24"]) == 0
+    assert main([*fit, "--run_dir", "parts", "--trainer.max_steps", "13"]) == 0
+    resume = ["--trainer.max_steps", "24", "--ckpt_path", "last"]
+    assert main([*fit, "--run_dir", "parts", *resume]) == 0
+    assert_same(last_checkpoint("whole"), last_checkpoint("parts"))
+    whole, parts = logged("whole"), logged("parts")
+    for values in (whole, parts):
+        del values["train/tokens_per_second"]
+    assert_same(whole, parts)
