@@ -185,9 +185,13 @@ class RunCheckpoint(Checkpoint):
             self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets best checkpoints that are no longer on disk; mends a resume at an epoch's end."""
+        """Mends a resume at an epoch's end; sets aside what is damaged; forgets what is gone."""
         _leave_finished_epoch(trainer)
-        self.best = {name: v for name, v in self.best.items() if (_folder(trainer) / name).exists()}
+        folder = _folder(trainer)
+        last = folder / LAST
+        if trainer.is_global_zero and last.exists() and not is_intact(last):
+            last.rename(folder / f"{LAST}.damaged")  # or it would become `previous.ckpt`
+        self.best = {name: value for name, value in self.best.items() if (folder / name).exists()}
         self._last_saved_step = trainer.global_step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -253,12 +257,13 @@ class RunCheckpoint(Checkpoint):
         for position, target in enumerate(names):
             if position == 0:
                 trainer.save_checkpoint(folder / target, weights_only=False)
-                self._last_saved_step = trainer.global_step
             elif trainer.is_global_zero:
                 _duplicate(folder / names[0], folder / target)
         if trainer.is_global_zero:
             for other in before - set(self.best):
                 (folder / other).unlink(missing_ok=True)
+        if LAST in names:
+            self._last_saved_step = trainer.global_step
 
     def _rank(self, value: float) -> float:
         if math.isnan(value):

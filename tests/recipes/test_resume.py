@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tenfold.callbacks.checkpointing import is_intact
 from tenfold.recipes.cli import main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -130,6 +131,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_newest_intact_one_named(damage,
     with pytest.warns(UserWarning, match="is damaged"):
         assert main([*fit, "--ckpt_path", "auto", "--trainer.max_steps", "10"]) == 0
     assert last_checkpoint("run")["global_step"] == 10
+    assert last.with_name("last.ckpt.damaged").read_bytes() == content
+    assert is_intact(last.with_name("previous.ckpt"))
 
 
 def test_a_malicious_checkpoint_is_refused(project, capsys):
