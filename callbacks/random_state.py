@@ -16,13 +16,14 @@ def get_random_state() -> dict[str, Any]:
     Of the GPUs only the current one's: the others belong to other ranks. As tensors and plain
     types, which `torch.load(weights_only=True)` accepts.
     """
+    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": [version, list(internal), gauss],
         "numpy": [torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "cuda": torch.cuda.get_rng_state() if has_cuda else None,
     }
 
 
