@@ -15,7 +15,7 @@ from .. import __version__
 from .arguments import read_arguments, split_arguments
 from .catalogue import copy_recipe, list_recipes, show_recipe
 from .classes import import_named
-from .errors import OneLineErrors, is_user_error, one_line
+from .errors import OneLineErrors, find_user_error, one_line
 from .study import study
 from .submit import submit
 
@@ -82,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{interrupt}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
-        if debug or not is_user_error(error):
+        user_error = find_user_error(error)
+        if debug or user_error is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(user_error)}", file=sys.stderr)
         return 2
     return 0
 

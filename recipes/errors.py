@@ -27,16 +27,21 @@ TOP_LEVEL = [
 ]
 
 
-def is_user_error(error: BaseException) -> bool:
-    """Whether `error` was raised on purpose by this package, to tell users what they got wrong.
+def find_user_error(error: BaseException) -> BaseException | None:
+    """The error that this package raised on purpose, to tell users what they got wrong.
 
     By house rule such errors are ValueErrors (or OSErrors and ImportErrors with a message of
-    their own) raised in our own code; one raised elsewhere is a defect and keeps its traceback.
+    their own) raised in our own code. One raised in a constructor arrives inside jsonargparse's
+    own error, and is taken out of it. None for one raised elsewhere: a defect.
     """
-    if not isinstance(error, ValueError | FileExistsError | FileNotFoundError | ImportError):
-        return False
+    kinds = (ValueError, FileExistsError, FileNotFoundError, ImportError)
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("tenfold.")
+    origin = frames[-1].f_globals.get("__name__", "") if frames else ""
+    if isinstance(error, kinds) and origin.startswith("tenfold."):
+        return error
+    if origin.startswith("jsonargparse.") and error.__cause__ is not None:
+        return find_user_error(error.__cause__)
+    return None
 
 
 def nearest(name: str, names: Iterable[str], parent: str = "") -> str:

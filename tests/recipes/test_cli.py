@@ -128,6 +128,7 @@ def test_check_runs_a_batch_and_writes_nothing(project, capsys):
     assert not (project / "runs").exists()
 
 
+QUICKSTART = "fit --config language_model/quickstart"
 MISTAKES = {
     "fit": "nothing says which `model` to use: give a recipe with --config",
     "fit --config nope": "no file and no built-in recipe 'nope'",
@@ -143,6 +144,9 @@ MISTAKES = {
     "fit --config recipe.yaml --trainer.devices x": "trainer: `devices` selected with",
     "fit --config recipe.yaml --checkpoint.monitr x": "did you mean checkpoint.monitor?",
     "fit --config recipe.yaml --checkpoint.save_top_k -1": "save_top_k must be 0 or more, got -1",
+    f"{QUICKSTART} --model.config.hidden_size many": "Field 'hidden_size' expected int, got str",
+    f"{QUICKSTART} --model.config.hiden_size 64": "did you mean hidden_size",
+    f"{QUICKSTART} --data.val_fraction 2": "val_fraction must be in [0, 1), got 2",
     "fit --config recipe.yaml --checkpoint.monitor val/acc": "'val/acc' is not logged; logged: ",
     "fit --config recipe.yaml --ckpt_path nothing": "no file 'nothing'",
     "fit --config recipe.yaml --ckpt_path last": "there is no run in runs/",
