@@ -1,4 +1,4 @@
-"""The one way out for pictures: whatever a module offers, as files and in TensorBoard."""
+"""The one way out for pictures: whatever is offered, as files and in TensorBoard."""
 
 import time
 from pathlib import Path
@@ -14,11 +14,11 @@ from ..modules.files import atomic_write
 
 
 class FigureWriter(Callback):
-    """Writes what `module.figures()` returns to `figures/<name>.png` and to TensorBoard.
+    """Writes what `figures()` returns to `figures/<name>.png` and to TensorBoard.
 
-    A module opts in with a method `figures() -> dict[str, Figure | Tensor]`; tensors are images of
-    shape (3, H, W) or (1, H, W), float in [0, 1] or uint8. Drawn when a command ends, and during
-    training after a validation, at most once in `min_seconds`.
+    A module or a callback opts in with a method `figures() -> dict[str, Figure | Tensor]`; tensors
+    are images of shape (3, H, W) or (1, H, W), float in [0, 1] or uint8. Drawn when a command ends,
+    and during training after a validation, at most once in `min_seconds`.
 
     Args:
         min_seconds: Least time between two drawings during training, in seconds.
@@ -44,8 +44,9 @@ class FigureWriter(Callback):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        offer = getattr(pl_module, "figures", None)
-        for name, figure in (offer() if offer else {}).items():
+        offers = [getattr(owner, "figures", None) for owner in (pl_module, *trainer.callbacks)]
+        figures = {name: figure for offer in offers if offer for name, figure in offer().items()}
+        for name, figure in figures.items():
             self._save(Path(trainer.default_root_dir) / "figures" / f"{name}.png", figure)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -31,8 +31,8 @@ class RunRecorder(Callback):
 
     The file holds one section per command (`fit`, `validate`, `test`, `predict`) with the last
     value of every logged metric, and `run` with seed, versions, code revision, device, wall time,
-    and what the module and the DataModule offer through `run_info() -> dict`. A section exists if
-    and only if its command finished.
+    and what module, DataModule and callbacks offer through `run_info() -> dict`. A section exists
+    if and only if its command finished.
 
     Args:
         command: Section to write: `fit`, `validate`, `test` or `predict`.
@@ -97,7 +97,7 @@ class RunRecorder(Callback):
     ) -> None:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         info: dict[str, Any] = {}
-        for owner in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]
+        for owner in (trainer.datamodule, pl_module, *trainer.callbacks):  # type: ignore[attr-defined]
             offer = getattr(owner, "run_info", None)
             info |= offer() if offer else {}
         metrics = read_metrics(_run_dir(trainer))

@@ -129,20 +129,24 @@ class CausalLanguageModel(LightningModule):
             assert self.config is not None
             network = random_network(self.config, self.seed)
         self.network = network.train()  # loading leaves it in evaluation mode
-        layers = decoder_layers(self.network)
         if self.activation_checkpointing:
             recompute_activations(self.network)
         if self.compile_layers:  # layer by layer: one short compilation serves them all
-            for layer in layers:
+            for layer in decoder_layers(self.network):
                 layer.compile()
-        if self.device_mesh is not None:
-            if self.device_mesh["tensor_parallel"].size() > 1:
-                raise ValueError(
-                    "trainer.strategy: CausalLanguageModel is sharded over data-parallel devices; "
-                    "set tensor_parallel_size: 1 and data_parallel_size: <number of devices>"
-                )
-            for module in (*layers, self.network):
-                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+        self.shard_network()
+
+    def shard_network(self) -> None:
+        """Shards each layer where a strategy asks for it; callbacks change layers before."""
+        if self.device_mesh is None:
+            return
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                "trainer.strategy: CausalLanguageModel is sharded over data-parallel devices; "
+                "set tensor_parallel_size: 1 and data_parallel_size: <number of devices>"
+            )
+        for module in (*decoder_layers(self.network), self.network):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds optimizer and schedule."""

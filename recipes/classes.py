@@ -7,9 +7,11 @@ compares this table with the classes that the package defines.
 import importlib
 
 CLASSES = {
+    "ActivationStatsMonitor": "tenfold.callbacks.activation_stats",
     "CausalLanguageModel": "tenfold.modules.language_model",
     "FigureWriter": "tenfold.callbacks.figures",
     "ProgressLines": "tenfold.callbacks.progress_lines",
+    "QuantizationAwareTraining": "tenfold.callbacks.quantization",
     "RandomState": "tenfold.callbacks.random_state",
     "RecordWriter": "tenfold.callbacks.records",
     "TextDataModule": "tenfold.datamodules.text",
