@@ -187,20 +187,22 @@ def _find_base(base: str, path: Path) -> Path:
 def _settings_of_file(path: Path) -> Iterator[Setting]:
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     assert node is not None  # read_yaml has found a mapping
-    yield from _settings_of_node(node, "", str(path))
+    for key, leaf in _leaves(node, ""):
+        yield Setting(f"{path}:{leaf.start_mark.line + 1}", key, leaf.value)
 
 
-def _settings_of_node(node: yaml.Node, key: str, path: str) -> Iterator[Setting]:
+def _leaves(node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """Yields the dotted key and the node of every value in a tree."""
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             part = name.value.removesuffix("+")
             inner = key if part in ("class_path", "init_args") else f"{key}.{part}".strip(".")
-            yield from _settings_of_node(value, inner, path)
+            yield from _leaves(value, inner)
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
-            yield from _settings_of_node(value, f"{key}[{position}]", path)
-    else:
-        yield Setting(f"{path}:{node.start_mark.line + 1}", key, node.value)
+            yield from _leaves(value, f"{key}[{position}]")
+    elif isinstance(node, yaml.ScalarNode):
+        yield key, node
 
 
 def _settings_of_flags(flags: list[str]) -> Iterator[Setting]:
@@ -213,4 +215,20 @@ def _settings_of_flags(flags: list[str]) -> Iterator[Setting]:
             value = next(rest, "")
         parts = name.removeprefix("--").removesuffix("+").split(".")
         key = ".".join(part for part in parts if part not in ("class_path", "init_args"))
-        yield Setting(name, key, value)
+        if value[:1] in ("{", "["):
+            yield from _settings_of_structure(name, key, value)
+        else:
+            yield Setting(name, key, value)
+
+
+def _settings_of_structure(flag: str, key: str, text: str) -> Iterator[Setting]:
+    """Yields the values inside a flag's mapping or list; the text itself when it is neither."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        node = None
+    if node is None:
+        yield Setting(flag, key, text)
+        return
+    for inner, leaf in _leaves(node, key):
+        yield Setting(flag, inner, leaf.value)
