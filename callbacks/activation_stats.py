@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..modules.files import atomic_write
 from ..modules.metrics.activations import ActivationStatistics
-from ..modules.quantization import FakeQuantLayer
+from ..modules.quantization import FakeQuantLayer, Quantizer
 from ..modules.quantization.layers import KINDS
 
 if TYPE_CHECKING:
@@ -131,31 +131,29 @@ class ActivationStatsMonitor(Callback):
         return {"activation_stats": draw(self.rows)} if self.rows else {}
 
     def _sites(self, module: nn.Module) -> dict[str, nn.Module]:
-        layers = {n: m for n, m in module.named_modules() if isinstance(m, tuple(KINDS))}
-        if self.include is not None:
-            sites = {
-                name: layer
-                for name, layer in layers.items()
-                if any(re.search(pattern, name) for pattern in self.include)
-            }
+        modules: dict[str, nn.Module] = dict(module.named_modules())
+        layers = {name: m for name, m in modules.items() if isinstance(m, tuple(KINDS))}
+        if self.include is None:
+            is_rounded = {n for n, m in layers.items() if isinstance(m, FakeQuantLayer)}
+            chosen = is_rounded or set(layers)
         else:
-            rounded = {n: m for n, m in layers.items() if isinstance(m, FakeQuantLayer)}
-            sites = rounded or layers
-        if not sites:
+            chosen = {n for n in layers for pattern in self.include if re.search(pattern, n)}
+        if not chosen:
             raise ValueError(
                 f"include: {self.include or 'linear layers and convolutions'} matches no layer of "
                 f"{type(module).__name__}"
             )
-        return sites
+        return {name: module for name, module in modules.items() if name in chosen}
 
 
 def _measure(metric: ActivationStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         quantizer = layer.input_quantizer if isinstance(layer, FakeQuantLayer) else None
-        if quantizer is None or not quantizer.enabled:
+        if not isinstance(quantizer, Quantizer) or not quantizer.enabled:
             metric.update(x)
             return
+        assert isinstance(layer, FakeQuantLayer)
         x = x.movedim(layer.feature_dim, -1)
         with torch.no_grad():
             metric.update(x, quantizer(x), quantizer.clips(x))
@@ -166,6 +164,7 @@ def _measure(metric: ActivationStatistics) -> Callable[[nn.Module, tuple[Tensor,
 def draw(rows: dict[str, dict[str, float]]) -> "Figure":
     """Draws statistics of layers: a panel per statistic, a line per kind of layer, by depth."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = {
         "kurtosis": "kurtosis (Gaussian: 3)",
@@ -186,7 +185,7 @@ def draw(rows: dict[str, dict[str, float]]) -> "Figure":
         if name == "kurtosis":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
     return figure

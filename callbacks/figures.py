@@ -44,7 +44,8 @@ class FigureWriter(Callback):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        offers = [getattr(owner, "figures", None) for owner in (pl_module, *trainer.callbacks)]
+        owners = (pl_module, *trainer.callbacks)  # type: ignore[attr-defined] # set at run time
+        offers = [getattr(owner, "figures", None) for owner in owners]
         figures = {name: figure for offer in offers if offer for name, figure in offer().items()}
         for name, figure in figures.items():
             self._save(Path(trainer.default_root_dir) / "figures" / f"{name}.png", figure)

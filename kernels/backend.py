@@ -12,17 +12,19 @@ from torch import Tensor
 
 try:
     import triton
-    import triton.language as tl
+    import triton.language
 
     HAS_TRITON = True
-    jit: Any = triton.jit
+    INTERPRETED: bool = triton.knobs.runtime.interpret  # read here, when kernels are defined
+    tl: Any = triton.language
 except ImportError:  # no Triton for this platform: the kernels are defined and never launched
-    HAS_TRITON = False
+    HAS_TRITON = INTERPRETED = False
     tl = SimpleNamespace(constexpr=None)
 
-    def jit(kernel: Any) -> Any:
-        """Leaves a kernel as it is."""
-        return kernel
+
+def jit(kernel: Callable[..., Any]) -> Any:
+    """`triton.jit`, or the kernel as it is where Triton is missing."""
+    return triton.jit(kernel) if HAS_TRITON else kernel
 
 
 Backend = Literal["auto", "reference", "compile", "triton"]
@@ -43,7 +45,16 @@ def check_backend(backend: str) -> None:
 
 
 def uses_triton(x: Tensor, backend: str) -> bool:
-    """Whether Triton runs on this tensor: on CUDA devices, unless another backend is asked for."""
+    """Whether Triton runs on this tensor: on CUDA devices, unless another backend is asked for.
+
+    Raises:
+        ValueError: Triton is asked for on another device, outside of its interpreter.
+    """
+    if backend == "triton" and not (x.is_cuda or INTERPRETED):
+        raise ValueError(
+            f"backend: triton needs a CUDA device, not {x.device.type}; use auto, or set"
+            " TRITON_INTERPRET=1 before tenfold is imported"
+        )
     return backend == "triton" or (backend == "auto" and HAS_TRITON and x.is_cuda)
 
 
@@ -85,7 +96,7 @@ def compiled(reference: Callable[..., Any], **settings: Any) -> Callable[..., An
     fast = torch.compile(FunctionType(code, call.__globals__, closure=call.__closure__))
 
     def call_compiled(first: Tensor, *others: Tensor | None) -> Any:
-        torch._dynamo.maybe_mark_dynamic(first, 0)  # type: ignore[attr-defined]
+        torch._dynamo.maybe_mark_dynamic(first, 0)
         with torch.no_grad():
             return fast(first, *others)
 

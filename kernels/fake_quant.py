@@ -98,9 +98,10 @@ def fake_quantize(
     param = clip if scale is None else scale
     if torch.compiler.is_compiling() and not uses_triton(x, backend):
         # In plain sight, so that the surrounding compiler fuses it with its neighbours.
-        y: Tensor = _Inlined.apply(x, param, rule)  # type: ignore[no-untyped-call]
-        return y
-    return _fake_quantize_op(x, param, *rule, backend)
+        y: Tensor = _Inlined.apply(x, param, rule)
+    else:
+        y = _fake_quantize_op(x, param, *rule, backend)
+    return y
 
 
 def quantize(
@@ -133,7 +134,10 @@ def quantize(
         Codes (..., K) int8 and scales (..., K / G) float32 (float64 for float64 inputs).
     """
     rule = _rule(x, group_size, bits, "int", divisor, eps, clip, scale, "identity", backend)
-    return _quantize_op(x, clip if scale is None else scale, *rule, backend)
+    codes: Tensor
+    scales: Tensor
+    codes, scales = _quantize_op(x, clip if scale is None else scale, *rule, backend)
+    return codes, scales
 
 
 def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,8 +148,8 @@ def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         scales: (..., K / G) float32 or float64.
         dtype: Of the result.
     """
-    groups = codes.unflatten(-1, (scales.shape[-1], -1))
-    return (groups.to(scales.dtype) * scales.unsqueeze(-1)).flatten(-2).to(dtype)
+    groups = codes.reshape(*scales.shape, -1)
+    return (groups.to(scales.dtype) * scales.unsqueeze(-1)).view(codes.shape).to(dtype)
 
 
 def grid_bounds(bits: int, grid: Grid) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Fake-quantised layers: the layer's own Parameters, rounded on the way into its product."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -152,10 +153,11 @@ class FakeQuantLayer(nn.Module):
     changes or `drop_cached_weight` is called: for gradient accumulation and evaluation.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
     cache_weight: bool
+    _cached: tuple[Any, Tensor] | None
     feature_dim = -1  # of the input
 
     @property
@@ -188,7 +190,8 @@ class FakeQuantLayer(nn.Module):
             with torch.no_grad():
                 rows = quantizer(self.weight_rows(self.weight))
             self._cached = (state, self.weight_from_rows(rows))
-        return _StraightThrough.apply(self.weight, self._cached[1])  # type: ignore[no-any-return]
+        rounded: Tensor = _StraightThrough.apply(self.weight, self._cached[1])
+        return rounded
 
     def quantizers(self) -> list[Quantizer]:
         """Returns the quantizers that the layer has."""
@@ -196,8 +199,11 @@ class FakeQuantLayer(nn.Module):
 
     def roles(self) -> dict[Role, QuantizerConfig | None]:
         """Returns how weight and input are rounded."""
-        pair = {"weight": self.weight_quantizer, "activation": self.input_quantizer}
-        return {role: None if q is None else q.config for role, q in pair.items()}
+        weight, activation = self.weight_quantizer, self.input_quantizer
+        return {
+            "weight": None if weight is None else weight.config,
+            "activation": None if activation is None else activation.config,
+        }
 
     def enable(self, enabled: bool) -> None:
         """Rounds from now on, or leaves weight and input as they are."""
@@ -216,16 +222,15 @@ class FakeQuantLayer(nn.Module):
 
     def drop_cached_weight(self) -> None:
         """Forgets the rounded weight: for changes that its version does not show (`.data`)."""
-        self._cached: tuple[Any, Tensor] | None = None
+        self._cached = None
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Returns the rounded input."""
         quantizer = self.input_quantizer
         if quantizer is None:
             return x
-        if self.feature_dim == -1:
-            return quantizer(x)
-        return quantizer(x.movedim(self.feature_dim, -1)).movedim(-1, self.feature_dim)
+        rounded: Tensor = quantizer(x.movedim(self.feature_dim, -1))
+        return rounded.movedim(-1, self.feature_dim)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -265,7 +270,7 @@ class FakeQuantLinear(FakeQuantLayer, nn.Linear):
         return F.linear(self.quantized_input(input), self.quantized_weight(), self.bias)
 
 
-class FakeQuantConv1D(FakeQuantLayer, Conv1D):
+class FakeQuantConv1D(FakeQuantLayer, Conv1D):  # type: ignore[misc] # a Tensor that is a Parameter
     """transformers' Conv1D (GPT-2), a linear layer whose weight is (in, out), rounded."""
 
     @staticmethod
@@ -311,9 +316,8 @@ class FakeQuantConv(FakeQuantLayer, nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the layer's own name
         """Returns the convolution of the rounded input with the rounded weight."""
         # torch's own (and its quantised layers') hook for a weight that is not the Parameter.
-        return self._conv_forward(  # type: ignore[operator,no-any-return]
-            self.quantized_input(input), self.quantized_weight(), self.bias
-        )
+        convolve: Callable[..., Tensor] = self._conv_forward
+        return convolve(self.quantized_input(input), self.quantized_weight(), self.bias)
 
 
 class FakeQuantConv1d(FakeQuantConv, nn.Conv1d):
