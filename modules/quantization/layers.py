@@ -125,7 +125,9 @@ class Quantizer(nn.Module):
         """
         found: dict[str, Any] = {"divisor": self.config.divisor, "eps": self.config.eps}
         if self.clip is not None:
-            found["clip"] = self.clip.clamp(MIN_CLIP, 1.0)
+            # Not torch.clamp alone, which gives no gradient at 1, where LWC starts.
+            inside = self.clip.detach().clamp(MIN_CLIP, 1.0)
+            found["clip"] = self.clip + (inside - self.clip.detach())
         if self.scale is not None:
             elements = shape.numel() / self.scale.numel()
             factor = 1 / math.sqrt(elements * self.config.qmax)
