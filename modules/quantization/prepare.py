@@ -77,6 +77,11 @@ def prepare_qat(network: nn.Module, config: QATConfig, backend: Backend = "auto"
                 indivisible.append(name)
             else:
                 layers[name] = roles
+    if indivisible and not layers:
+        raise ValueError(
+            f"nothing to quantise: the group size divides the features of no layer, such as "
+            f"{indivisible[0]}: choose a smaller one, or per_channel and per_token"
+        )
     if not layers:
         raise ValueError(
             f"nothing to quantise: {config.include} names no layer that is covered "

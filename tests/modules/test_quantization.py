@@ -250,6 +250,8 @@ def test_indivisible_layers_are_an_error_or_are_left():
     assert type(network[1]) is nn.Linear  # nothing was changed
     done = prepare_qat(network, config(indivisible="skip"))
     assert (list(done.layers), done.indivisible) == (["1"], ["0"])
+    with pytest.raises(ValueError, match="the group size divides the features of no layer"):
+        prepare_qat(nn.Sequential(nn.Linear(3, 16)), config(indivisible="skip"))
 
 
 def test_preparing_twice_changes_nothing_and_otherwise_is_refused(net):

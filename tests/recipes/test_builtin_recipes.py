@@ -15,8 +15,17 @@ CONTENT = {name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name
 STUDIES = [name for name in NAMES if "stages" in CONTENT[name]]
 OVERLAYS = [name for name in NAMES if name.startswith("overlays/")]
 PLAIN = [name for name in NAMES if name not in STUDIES + OVERLAYS]
-# Needs what tests do not have: many GPUs, large data, the hub.
-META = [name for name in PLAIN if name.split("/")[1].startswith("paper")]
+
+
+def needs_a_cluster(name: str) -> bool:
+    """Whether a recipe, or one it is based on, wants many GPUs, large data and the hub."""
+    bases = CONTENT[name].get("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return name.split("/")[1].startswith("paper") or any(map(needs_a_cluster, bases))
+
+
+META = [name for name in PLAIN if needs_a_cluster(name)]
+SIZES = {"74m": 74.3, "145m": 144.7, "595m": 594.5, "973m": 973.1, "2800m": 2818}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,6 +57,44 @@ def test_the_paper_model_has_the_paper_size(project, capsys):
     total = 297.2e6 + 2 * config["vocab_size"] * config["hidden_size"]
     printed = float(capsys.readouterr().out.split("(")[1].split("M parameters")[0])
     assert printed * 1e6 == pytest.approx(total, rel=2e-3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_paper_sizes_are_the_paper_sizes(size, project, capsys):
+    """Table 3 of the QAT scaling law, which counts no embeddings."""
+    recipe = ["--config", "qat_scaling/w4a4", "--config", f"overlays/llama_{size}"]
+    assert main(["check", *recipe, "--meta"]) == 0
+    printed = float(capsys.readouterr().out.split("(")[1].split("M parameters")[0])
+    config = CONTENT[f"overlays/llama_{size}"]["model"]["init_args"]["config"]
+    embeddings = 2 * config["vocab_size"] * config["hidden_size"] / 1e6
+    assert printed - embeddings == pytest.approx(SIZES[size], rel=4e-3, abs=5)
+
+
+def test_the_grid_has_the_runs_of_the_paper(project, capsys):
+    """268 quantised runs (section 4), and the unquantised run that each is compared with."""
+    assert main(["study", "--config", "qat_scaling/grid", "--dry-run"]) == 0
+    runs = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "(new)" in line]
+    plain = {run.split("/")[0] + run.split("-max_steps")[1] for run in runs if "/bf16-" in run}
+    quantised = [run for run in runs if "/w" in run]
+    assert (len(quantised), len(plain)) == (268, 18)
+    for run in quantised:
+        stage, _, rest = run.partition("/")
+        assert stage.removesuffix("_fc2a8") + rest.split("-max_steps")[1] in plain
+
+
+QAT_OVERLAYS = [name for name in OVERLAYS if name.startswith("overlays/qat_")]
+
+
+@pytest.mark.parametrize("name", QAT_OVERLAYS)
+def test_qat_overlays_train_the_language_model(name, project):
+    small = ["--model.init_args.config.hidden_size", "64", "--trainer.limit_val_batches", "1"]
+    small += ["--model.init_args.config.num_hidden_layers", "1", "--data.init_args.batch_size", "2"]
+    fit = ["fit", "--config", "language_model/quickstart", "--config", name, "--run_dir", "run"]
+    assert main([*fit, *small, "--trainer.max_steps", "2"]) == 0
+    run = json.loads(Path("run/metrics.json").read_text())["run"]
+    precision = name.removeprefix("overlays/qat_").split("_")[0]
+    assert run["quantization"]["precision"].split("[")[0] == precision
+    assert run["quantization"]["num_layers"] == 7
 
 
 @pytest.mark.parametrize("name", STUDIES)
