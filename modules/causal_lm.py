@@ -95,11 +95,18 @@ def recompute_activations(network: PreTrainedModel) -> None:
 
 
 def num_non_embedding_parameters(network: PreTrainedModel) -> int:
-    """Counts parameters outside input and output embeddings: the N of scaling laws."""
+    """Counts parameters outside input and output embeddings: the N of scaling laws.
+
+    Scales that a quantizer learns are not counted, so that N is that of the unquantised network.
+    """
     ends = [network.get_input_embeddings()]
     ends.append(network.get_output_embeddings())  # type: ignore[no-untyped-call]
     embeddings = {id(p) for end in ends if end is not None for p in end.parameters()}
-    return sum(p.numel() for p in network.parameters() if id(p) not in embeddings)
+    return sum(
+        p.numel()
+        for name, p in network.named_parameters()
+        if id(p) not in embeddings and "_quantizer." not in name
+    )
 
 
 def flops_per_token(config: PreTrainedConfig, length: int) -> float:

@@ -1,6 +1,7 @@
 """Fake-quantised layers: the layer's own Parameters, rounded on the way into its product."""
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ MIN_CLIP = 1e-3  # least learned clipping factor
 
 class Quantizer(nn.Module):
     """Rounds a tensor along its last dimension, by a scale that is computed or learned.
+
+    Layers that get the same input (q_proj, k_proj and v_proj) may have one quantizer: with
+    `is_shared` it rounds a tensor once and returns the same result for as long as that tensor
+    lives, unchanged. That costs no memory: the layers keep it for the backward pass anyway.
 
     Args:
         config: How.
@@ -41,6 +46,8 @@ class Quantizer(nn.Module):
         self.config = config
         self.backend: Backend = backend
         self.enabled = True
+        self.is_shared = False
+        self._last: tuple[weakref.ref[Tensor], tuple[int, bool], Tensor] | None = None
         self.per_tensor = config.group_size == "per_tensor"
         size = config.group_size
         self.group_size = size if isinstance(size, int) else num_features
@@ -84,7 +91,8 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rounds x, or returns it as it is while not `enabled`."""
         if self.enabled:
-            return self._round(x, self.config.ste, self.backend)
+            remembers = self.is_shared and not (torch.compiler.is_compiling() or x.is_inference())
+            return self._round_once(x) if remembers else self._round(x)
         # A parameter without a gradient would stop distributed training.
         return x if self._param is None else x + self._param.sum().to(x.dtype) * 0
 
@@ -95,15 +103,32 @@ class Quantizer(nn.Module):
             (passed,) = torch.autograd.grad(self._round(x, "clipped", "reference").sum(), x)
         return passed == 0
 
-    def _round(self, x: Tensor, ste: StraightThrough, backend: Backend) -> Tensor:
+    def _round_once(self, x: Tensor) -> Tensor:
+        state = (x._version, torch.is_grad_enabled())
+        if self._last is not None and self._last[0]() is x and self._last[1] == state:
+            return self._last[2]
+        y = self._round(x)
+        self._last = (weakref.ref(x, self._forget), state, y)
+        return y
+
+    def _forget(self, _: Any) -> None:
+        self._last = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the last tensor out of copies."""
+        return self.__dict__ | {"_last": None}
+
+    def _round(
+        self, x: Tensor, ste: StraightThrough | None = None, backend: Backend | None = None
+    ) -> Tensor:
         rows = x.reshape(1, -1) if self.per_tensor else x
         y = fake_quantize(
             rows,
             rows.shape[-1] if self.per_tensor else self.group_size,
             bits=self.config.bits,
             grid=self.config.grid,
-            ste=ste,
-            backend=backend,
+            ste=ste or self.config.ste,
+            backend=backend or self.backend,
             **self.scales(x.shape),
         )
         return y.view(x.shape)
@@ -231,7 +256,10 @@ class FakeQuantLayer(nn.Module):
         quantizer = self.input_quantizer
         if quantizer is None:
             return x
-        rounded: Tensor = quantizer(x.movedim(self.feature_dim, -1))
+        if self.feature_dim == -1:  # the tensor itself, which neighbours share
+            rounded: Tensor = quantizer(x)
+            return rounded
+        rounded = quantizer(x.movedim(self.feature_dim, -1))
         return rounded.movedim(-1, self.feature_dim)
 
     def _load_from_state_dict(

@@ -1,6 +1,7 @@
 """Turning the layers of a network into fake-quantised ones."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,7 @@ def prepare_qat(network: nn.Module, config: QATConfig, backend: Backend = "auto"
     for name, roles in layers.items():
         if not isinstance(modules[name], FakeQuantLayer):
             _convert(modules[name], roles, backend)
+    _share_input_quantizers(modules, layers)
     return Preparation(layers, uncovered, indivisible)
 
 
@@ -169,3 +171,21 @@ def _convert(
     module.initialize()
     module.cache_weight = False
     module.drop_cached_weight()
+
+
+def _share_input_quantizers(modules: dict[str, nn.Module], names: Iterable[str]) -> None:
+    """Gives neighbours one quantizer, so that an input they have in common is rounded once.
+
+    Where nothing is learned, and for "identity", whose gradient needs nothing saved: so that it
+    does not matter when the result was computed.
+    """
+    shared: dict[tuple[str, QuantizerConfig, int], Quantizer] = {}
+    for name in names:
+        layer = modules[name]
+        assert isinstance(layer, FakeQuantLayer)
+        quantizer = layer.input_quantizer
+        if quantizer is None or quantizer.config.is_learned or quantizer.config.ste != "identity":
+            continue
+        key = (name.rpartition(".")[0], quantizer.config, quantizer.group_size)
+        layer.input_quantizer = shared.setdefault(key, quantizer)
+        layer.input_quantizer.is_shared = True

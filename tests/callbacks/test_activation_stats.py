@@ -36,7 +36,7 @@ def fit(run_dir: str, *overlays: str, steps: int = 10, more: tuple[str, ...] = (
 
 def test_it_reports_every_layer_and_means_over_kinds(project, capsys):
     values = fit("run", QAT, MONITOR)
-    rows = list(csv.DictReader(Path("run/activation_stats.csv").open()))
+    rows = list(csv.DictReader(Path("run/activation_stats.csv").read_text().splitlines()))
     assert [row["layer"] for row in rows] == ["net.0", "net.3"]
     for row in rows:
         assert float(row["kurtosis"]) >= 1

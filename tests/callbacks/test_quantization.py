@@ -231,6 +231,16 @@ def test_language_models_dense_and_with_experts(project, capsys):
     assert metrics("experts")["run"]["quantization"]["num_layers"] == 8
 
 
+def test_learned_scales_do_not_count_as_parameters_of_the_model(project):
+    lsq = overlay(weight=FOUR | {"method": "lsq"})
+    sizes = []
+    for name, more in (("plain", []), ("lsq", ["--config", lsq])):
+        fit(name, *more, recipe=language_model(), steps=2)
+        sizes.append(metrics(name)["run"])
+    assert len({run["num_parameters_non_embedding"] for run in sizes}) == 1
+    assert sizes[0]["num_parameters"] < sizes[1]["num_parameters"]
+
+
 @pytest.mark.parametrize("start", [0, 4])
 def test_recomputed_activations_change_nothing(project, start):
     config = ["--config", overlay(weight=FOUR | {"method": "lsq"}, start=start)]

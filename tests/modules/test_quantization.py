@@ -473,3 +473,87 @@ def test_recomputed_activations_give_the_same_gradients(net):
         torch.autograd.grad(again, (x, net.block[0].weight)), expected, strict=True
     ):
         assert torch.equal(one, two)
+
+
+# Rounding an input once
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.o_proj = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor, between=lambda x: None) -> Tensor:
+        q = self.q_proj(x)
+        between(x)
+        return self.o_proj(q * self.k_proj(x))
+
+
+def count_roundings(monkeypatch) -> list[Tensor]:
+    from tenfold.modules.quantization import layers
+
+    seen: list[Tensor] = []
+
+    def counted(x: Tensor, *args, **kwargs) -> Tensor:
+        seen.append(x)
+        return fake_quantize(x, *args, **kwargs)
+
+    monkeypatch.setattr(layers, "fake_quantize", counted)
+    return seen
+
+
+def test_neighbours_round_the_input_they_share_once(monkeypatch):
+    attention = Attention()
+    prepare_qat(attention, config(weight=None))
+    other = copy.deepcopy(attention)
+    for layer in quantized_layers(other).values():
+        layer.input_quantizer.is_shared = False
+    x = torch.randn(4, 16, requires_grad=True)
+    seen = count_roundings(monkeypatch)
+    mine = attention(x)
+    assert len(seen) == 2  # of q_proj and k_proj one, of o_proj one
+    expected = other(x)
+    assert len(seen) == 5
+    assert torch.equal(mine, expected)
+    inputs = (x, attention.q_proj.weight, attention.k_proj.weight)
+    others = (x, other.q_proj.weight, other.k_proj.weight)
+    grads = torch.autograd.grad(mine.square().sum(), inputs)
+    for one, two in zip(grads, torch.autograd.grad(expected.square().sum(), others), strict=True):
+        assert torch.equal(one, two)
+    for _ in range(2):  # the same tensor again, after its graph is gone
+        attention(x).sum().backward()
+
+
+def test_a_changed_input_is_rounded_again(monkeypatch):
+    attention = Attention()
+    prepare_qat(attention, config(weight=None))
+    x = torch.randn(4, 16)
+    plain = Attention()
+    plain.load_state_dict(attention.state_dict())
+    y = attention(x.clone(), between=lambda x: x.mul_(3))
+    q = F.linear(rounded(x), plain.q_proj.weight, plain.q_proj.bias)
+    k = F.linear(rounded(3 * x), plain.k_proj.weight, plain.k_proj.bias)
+    assert torch.equal(y, F.linear(rounded(q * k), plain.o_proj.weight, plain.o_proj.bias))
+    with torch.inference_mode():  # where no version tells
+        again = attention(x.clone(), between=lambda x: x.mul_(3))
+    assert torch.equal(again, y)
+
+
+def test_a_shared_rounding_is_forgotten_with_its_input():
+    attention = Attention()
+    prepare_qat(attention, config())
+    with torch.no_grad():
+        attention(torch.randn(4, 16))
+    assert attention.q_proj.input_quantizer._last is None
+    x = torch.randn(4, 16)
+    attention.q_proj(x)
+    assert attention.q_proj.input_quantizer._last is not None
+    assert copy.deepcopy(attention).q_proj.input_quantizer._last is None
+
+
+@pytest.mark.parametrize("change", [{"method": "lac"}, {"ste": "through_scale"}])
+def test_what_needs_its_own_backward_pass_is_not_shared(change):
+    attention = Attention()
+    prepare_qat(attention, config(activation=QuantizerConfig(group_size=8, **change)))
+    quantizers = {id(layer.input_quantizer) for layer in quantized_layers(attention).values()}
+    assert len(quantizers) == 3
