@@ -100,7 +100,7 @@ def fake_quantize(
         # In plain sight, so that the surrounding compiler fuses it with its neighbours.
         y: Tensor = _Inlined.apply(x, param, rule)
     else:
-        y = _fake_quantize_op(x, param, *rule, backend)
+        y = _fake_quantize_op(x, param, *rule)
     return y
 
 
@@ -136,7 +136,7 @@ def quantize(
     rule = _rule(x, group_size, bits, "int", divisor, eps, clip, scale, "identity", backend)
     codes: Tensor
     scales: Tensor
-    codes, scales = _quantize_op(x, clip if scale is None else scale, *rule, backend)
+    codes, scales = _quantize_op(x, clip if scale is None else scale, *rule)
     return codes, scales
 
 
@@ -180,6 +180,13 @@ class Rule(NamedTuple):
     divisor: float
     eps: float
     ste: str
+    backend: str
+
+
+RULE = (
+    "int group_size, str scale_from, bool fp4, float qmin, float qmax, float divisor, float eps, "
+    "str ste, str backend"
+)
 
 
 def _rule(
@@ -224,7 +231,8 @@ def _rule(
             )
     scale_from = "given" if scale is not None else "amax" if clip is None else "clip"
     fp4 = grid == "fp4_e2m1"
-    return Rule(group_size, scale_from, fp4, qmin, qmax, float(divisor), float(eps), ste)
+    bounds = (qmin, qmax, float(divisor), float(eps))
+    return Rule(group_size, scale_from, fp4, *bounds, ste, backend)
 
 
 # The definition, in torch
@@ -426,9 +434,9 @@ def _launch(
     )
 
 
-def _runs_triton(x: Tensor, rule: Rule, backend: str) -> bool:
+def _runs_triton(x: Tensor, rule: Rule) -> bool:
     fits = x.dtype != torch.float64 and rule.group_size <= MAX_TRITON_GROUP and x.numel() > 0
-    return fits and uses_triton(x, backend)
+    return fits and uses_triton(x, rule.backend)
 
 
 # Registration
@@ -448,98 +456,78 @@ def _compiled(function: Any, rule: Rule) -> Any:
     return compiled(function, rule=rule)
 
 
-def _reference_for(function: Any, x: Tensor, rule: Rule, backend: str) -> Any:
+def _reference_for(function: Any, x: Tensor, rule: Rule) -> Any:
     """The reference of an operation, compiled where that is faster."""
-    if uses_compiler(x, backend, COMPILE_FROM):
+    if uses_compiler(x, rule.backend, COMPILE_FROM):
         return _compiled(function, rule)
     return partial(function, rule=rule)
 
 
-@torch.library.custom_op("tenfold::fake_quantize", mutates_args=())
-def _fake_quantize_op(
-    x: Tensor,
-    param: Tensor | None,
-    group_size: int,
-    scale_from: str,
-    fp4: bool,
-    qmin: float,
-    qmax: float,
-    divisor: float,
-    eps: float,
-    ste: str,
-    backend: str,
-) -> Tensor:
-    rule = Rule(group_size, scale_from, fp4, qmin, qmax, divisor, eps, "identity")
-    if _runs_triton(x, rule, backend):
+@torch.library.custom_op(
+    "tenfold::fake_quantize", mutates_args=(), schema=f"(Tensor x, Tensor? param, {RULE}) -> Tensor"
+)
+def _fake_quantize_op(x: Tensor, param: Tensor | None, *settings: Any) -> Tensor:
+    rule = Rule(*settings)._replace(ste="")  # of no matter here: compiled once for all
+    if _runs_triton(x, rule):
         x = x.contiguous()
         y = torch.empty_like(x)
         _launch(_forward_triton, rule, param, (x, x if param is None else param, y, y), CODES=False)
         return y
-    y_RG: Tensor = _reference_for(_forward, x, rule, backend)(*_as_groups(x, param, rule))
+    y_RG: Tensor = _reference_for(_forward, x, rule)(*_as_groups(x, param, rule))
     return y_RG.view(x.shape)
 
 
 @_fake_quantize_op.register_fake
-def _(x: Tensor, param: Tensor | None, *rule: Any) -> Tensor:
+def _(x: Tensor, param: Tensor | None, *settings: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("tenfold::fake_quantize_backward", mutates_args=())
+@torch.library.custom_op(
+    "tenfold::fake_quantize_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x, Tensor? param, {RULE}) -> (Tensor, Tensor)",
+)
 def _backward_op(
-    grad: Tensor,
-    x: Tensor,
-    param: Tensor | None,
-    group_size: int,
-    scale_from: str,
-    fp4: bool,
-    qmin: float,
-    qmax: float,
-    divisor: float,
-    eps: float,
-    ste: str,
-    backend: str,
+    grad: Tensor, x: Tensor, param: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    rule = Rule(group_size, scale_from, fp4, qmin, qmax, divisor, eps, ste)
-    if _runs_triton(x, rule, backend):
+    rule = Rule(*settings)
+    if _runs_triton(x, rule):
         x, grad = x.contiguous(), grad.contiguous()
-        grad_param = x.new_empty(x.numel() // group_size, dtype=torch.float32)
-        grad_x = x.new_empty(0) if ste == "identity" else torch.empty_like(x)
+        grad_param = x.new_empty(x.numel() // rule.group_size, dtype=torch.float32)
+        grad_x = x.new_empty(0) if rule.ste == "identity" else torch.empty_like(x)
         tensors = (x, grad, x if param is None else param, grad_x, grad_param)
-        _launch(_backward_triton, rule, param, tensors, STE=ste)
+        _launch(_backward_triton, rule, param, tensors, STE=rule.ste)
         return grad_x, grad_param
-    backward = _reference_for(_backward, x, rule, backend)
+    backward = _reference_for(_backward, x, rule)
     x_RG, param_R1 = _as_groups(x, param, rule)
     grad_x, grad_param = backward(grad.reshape(x_RG.shape), x_RG, param_R1)
-    return grad_x if ste == "identity" else grad_x.view(x.shape), grad_param
+    return grad_x if rule.ste == "identity" else grad_x.view(x.shape), grad_param
 
 
 @_backward_op.register_fake
-def _(
-    grad: Tensor, x: Tensor, param: Tensor | None, group_size: int, *rule: Any
-) -> tuple[Tensor, Tensor]:
-    ste = rule[-2]
+def _(grad: Tensor, x: Tensor, param: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    rule = Rule(*settings)
     wide = torch.promote_types(x.dtype, torch.float32)
-    grad_x = x.new_empty(0 if ste == "identity" else x.shape)
-    return grad_x, x.new_empty(x.numel() // group_size, dtype=wide)
+    grad_x = x.new_empty(0 if rule.ste == "identity" else x.shape)
+    return grad_x, x.new_empty(x.numel() // rule.group_size, dtype=wide)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, param, *ctx.rule = inputs
-    ctx.is_identity = param is None and Rule(*ctx.rule[:8]).ste == "identity"
-    if not ctx.is_identity:
+    x, param, *settings = inputs
+    ctx.rule = Rule(*settings)
+    ctx.saves = param is not None or ctx.rule.ste != "identity"
+    if ctx.saves:
         ctx.save_for_backward(x, param)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Returns the gradients of x and the parameter, and None for each entry of the rule."""
     others = (None,) * len(ctx.rule)
-    if ctx.is_identity:
+    if not ctx.saves:
         return grad, None, *others
     x, param = ctx.saved_tensors
     grad_x, grad_param = _backward_op(grad, x, param, *ctx.rule)
-    if Rule(*ctx.rule[:8]).ste == "identity":
-        grad_x = grad
-    return grad_x, _reduced(grad_param, param), *others
+    return grad if ctx.rule.ste == "identity" else grad_x, _reduced(grad_param, param), *others
 
 
 def _reduced(grad_R: Tensor, param: Tensor | None) -> Tensor | None:
@@ -557,15 +545,12 @@ class _Inlined(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, param: Tensor | None, rule: Rule) -> Tensor:
-        ctx.rule = rule
-        ctx.is_identity = param is None and rule.ste == "identity"
-        if not ctx.is_identity:
-            ctx.save_for_backward(x, param)
+        _save_for_backward(ctx, (x, param, *rule), x)
         return _forward(*_as_groups(x, param, rule), rule).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        if ctx.is_identity:
+        if not ctx.saves:
             return grad, None, None
         x, param = ctx.saved_tensors
         x_RG, param_R1 = _as_groups(x, param, ctx.rule)
@@ -574,36 +559,28 @@ class _Inlined(torch.autograd.Function):
         return grad_x, _reduced(grad_param, param), None
 
 
-@torch.library.custom_op("tenfold::quantize", mutates_args=())
-def _quantize_op(
-    x: Tensor,
-    param: Tensor | None,
-    group_size: int,
-    scale_from: str,
-    fp4: bool,
-    qmin: float,
-    qmax: float,
-    divisor: float,
-    eps: float,
-    ste: str,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    rule = Rule(group_size, scale_from, fp4, qmin, qmax, divisor, eps, ste)
-    shape = (*x.shape[:-1], x.shape[-1] // group_size)
-    if _runs_triton(x, rule, backend):
+@torch.library.custom_op(
+    "tenfold::quantize",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor? param, {RULE}) -> (Tensor, Tensor)",
+)
+def _quantize_op(x: Tensor, param: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    rule = Rule(*settings)
+    shape = (*x.shape[:-1], x.shape[-1] // rule.group_size)
+    if _runs_triton(x, rule):
         x = x.contiguous()
         codes = torch.empty_like(x, dtype=torch.int8)
         scale = x.new_empty(shape, dtype=torch.float32)
         tensors = (x, x if param is None else param, codes, scale)
         _launch(_forward_triton, rule, param, tensors, CODES=True)
         return codes, scale
-    quantize_groups = _reference_for(_codes, x, rule, backend)
+    quantize_groups = _reference_for(_codes, x, rule)
     codes, scale = quantize_groups(*_as_groups(x, param, rule))
     return codes.view(x.shape), scale.view(shape)
 
 
 @_quantize_op.register_fake
-def _(x: Tensor, param: Tensor | None, group_size: int, *rule: Any) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, param: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
-    shape = (*x.shape[:-1], x.shape[-1] // group_size)
+    shape = (*x.shape[:-1], x.shape[-1] // Rule(*settings).group_size)
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(shape, dtype=wide)

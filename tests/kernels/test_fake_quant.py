@@ -258,19 +258,20 @@ def test_large_tensors_take_the_compiled_reference_and_small_ones_do_not():
     small = torch.randn(8, 32)
     large = torch.randn(fake_quant.COMPILE_FROM // 32, 32)
     for x, is_compiled in [(small, False), (large, True)]:
-        chosen = fake_quant._reference_for(fake_quant._forward, x, some_rule(), "auto")
+        chosen = fake_quant._reference_for(fake_quant._forward, x, some_rule())
         assert (getattr(chosen, "func", None) is fake_quant._forward) != is_compiled
         assert torch.equal(fake_quantize(x, 32), fake_quantize(x, 32, backend="reference"))
 
 
 def some_rule(**changes: object) -> fake_quant.Rule:
-    return fake_quant.Rule(32, "amax", False, -8.0, 7.0, 8.0, 1e-8, "identity")._replace(**changes)
+    rule = fake_quant.Rule(32, "amax", False, -8.0, 7.0, 8.0, 1e-8, "identity", "auto")
+    return rule._replace(**changes)
 
 
 @pytest.mark.parametrize("scale_from", ["amax", "clip", "given"])
 @pytest.mark.parametrize("ste", ["identity", "clipped", "through_scale"])
 def test_operations_keep_the_rules_of_torch_library(scale_from, ste):
-    rule = (*some_rule(scale_from=scale_from, ste=ste), "reference")
+    rule = some_rule(scale_from=scale_from, ste=ste, backend="reference")
     x = torch.randn(3, 64, requires_grad=True)
     param = None if scale_from == "amax" else torch.rand(2, requires_grad=True)
     torch.library.opcheck(fake_quant._fake_quantize_op, (x, param, *rule))
