@@ -1,6 +1,7 @@
 """Which inputs resist rounding: kurtosis, clipping and noise at every site, while training."""
 
 import csv
+import math
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -166,26 +167,38 @@ def draw(rows: dict[str, dict[str, float]]) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = {
+    titles = {
         "kurtosis": "kurtosis (Gaussian: 3)",
-        "clip_fraction": "clipped (share of values)",
-        "zero_fraction": "rounded to zero (share of values)",
         "snr_db": "signal to rounding noise (dB)",
+        "zero_fraction": "rounded to zero (share of values)",
+        "clip_fraction": "clipped (share of values)",
     }
-    shown = [name for name in panels if any(name in row for row in rows.values())]
-    figure = Figure(figsize=(4.2 * len(shown) + 1.6, 3.6), layout="constrained")
-    for position, name in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), position + 1, title=panels[name], xlabel="layer")
-        lines: dict[str, list[float]] = {}
-        for layer, row in rows.items():
-            if name in row:
-                lines.setdefault(layer.rsplit(".", 1)[-1], []).append(row[name])
-        for kind, values in lines.items():
-            axes.plot(range(len(values)), values, "o-", markersize=4, label=kind)
+    shown = [name for name in titles if any(name in row for row in rows.values())]
+    num_rows, num_columns = (len(shown) + 1) // 2, min(len(shown), 2)
+    figure = Figure(figsize=(3.6 * num_columns + 2.4, 2.8 * num_rows), layout="constrained")
+    lines = _lines(rows)
+    for position, name in enumerate(shown, start=1):
+        axes = figure.add_subplot(num_rows, num_columns, position, title=titles[name])
+        for label, values in lines.items():
+            axes.plot([row.get(name, math.nan) for row in values], "o-", markersize=4, label=label)
+        axes.set_xlabel("layer")
         if name == "kurtosis":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
     return figure
+
+
+def _lines(rows: dict[str, dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    """Returns the rows of each kind of layer; kinds that share their inputs have one line."""
+    kinds: dict[str, list[dict[str, float]]] = {}
+    for layer, row in rows.items():
+        kinds.setdefault(layer.rsplit(".", 1)[-1], []).append(row)
+    names: dict[str, list[str]] = {}
+    for kind, values in kinds.items():
+        names.setdefault(repr(values), []).append(kind)
+    return {", ".join(same): kinds[same[0]] for same in names.values()}

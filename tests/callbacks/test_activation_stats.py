@@ -103,11 +103,14 @@ def test_the_last_measurement_survives_a_resume(project):
 
 def test_the_figure_has_a_panel_for_each_statistic_and_a_line_for_each_kind():
     row = {"kurtosis": 3.0, "amax": 4.0, "clip_fraction": 0.1, "zero_fraction": 0.2, "snr_db": 20.0}
-    rows = {f"layers.{i}.{name}": row for i in range(3) for name in ("q_proj", "down_proj")}
+    kinds = {"q_proj": row, "k_proj": row, "down_proj": row | {"kurtosis": 90.0}}
+    rows = {f"layers.{i}.{name}": values for i in range(3) for name, values in kinds.items()}
     figure = draw(rows)
     assert len(figure.axes) == 4
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 3]
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[3.0] * 3, [90.0] * 3]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["q_proj, k_proj", "down_proj"]
     assert figure.axes[0].get_yscale() == "log"
+    assert len(draw({name: {"kurtosis": 3.0} for name in rows}).axes) == 1
 
 
 def test_bad_settings_are_one_line():
