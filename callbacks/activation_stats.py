@@ -165,7 +165,7 @@ def _measure(metric: ActivationStatistics) -> Callable[[nn.Module, tuple[Tensor,
 def draw(rows: dict[str, dict[str, float]]) -> "Figure":
     """Draws statistics of layers: a panel per statistic, a line per kind of layer, by depth."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     titles = {
         "kurtosis": "kurtosis (Gaussian: 3)",
@@ -184,8 +184,9 @@ def draw(rows: dict[str, dict[str, float]]) -> "Figure":
         axes.set_xlabel("layer")
         if name == "kurtosis":
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -4,6 +4,7 @@ Only the commands that train or evaluate import torch; all others answer in a fr
 """
 
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from .arguments import read_arguments, split_arguments
 from .catalogue import copy_recipe, list_recipes, show_recipe
 from .classes import import_named
 from .errors import OneLineErrors, find_user_error, one_line
+from .export import export
+from .fit_law import fit_law
 from .study import study
 from .submit import submit
 
@@ -53,6 +56,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "copy": copy_recipe,
     "study": study,
     "submit": submit,
+    "fit-law": fit_law,
+    "export": export,
 }
 
 
@@ -144,7 +149,17 @@ def complete_flags(argv: list[str]) -> list[str]:
 
 
 def join_configs(argv: list[str]) -> list[str]:
-    """Makes a list of the repeated `--config NAME` of `submit`; `list METHOD` needs no flag."""
+    """Makes a list of the repeated `--config NAME` of `submit`, and of the runs of `fit-law`.
+
+    `list METHOD` needs no flag.
+    """
+    if argv[:1] == ["fit-law"]:
+        runs = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv[1:]))
+        return [
+            "fit-law",
+            *([f"--runs={json.dumps(runs)}"] if runs else []),
+            *argv[len(runs) + 1 :],
+        ]
     if argv[:1] == ["list"]:
         return ["list", *(f"--method={a}" if not a.startswith("-") else a for a in argv[1:])]
     if argv[:1] != ["submit"]:

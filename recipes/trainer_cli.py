@@ -6,6 +6,7 @@ resume, checkpoints that never override flags, and errors of one line.
 
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -49,6 +50,9 @@ START_OPTIONS = (
     "weights_only",
     "verbose",
 )
+
+# Parameters of a quantizer, which a checkpoint may have and a run may not.
+QUANTIZER_PARAMETER = re.compile(r"\.(weight|input)_quantizer\.(scale|clip)$")
 
 # Said to everybody, of use to nobody here: loaders are sized by the recipe.
 UNHELPFUL_WARNINGS = (
@@ -255,6 +259,36 @@ class RecipeCLI(LightningCLI):
             raise
 
 
+class BuildCLI(RecipeCLI):
+    """Builds the model and the callbacks of a recipe, and neither data nor Trainer; writes nothing.
+
+    Args:
+        arguments: The command line, prepared by `read_arguments`.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.callbacks: list[Callback] = []
+        super().__init__(arguments, "fit")
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves out what need not be there: data, loggers, accelerators of the run."""
+        config = self.config[self.subcommand]
+        config.pop("data", None)
+        callbacks = config.trainer.callbacks
+        config.trainer = Namespace(callbacks=callbacks)  # type: ignore[no-untyped-call]
+
+    def instantiate_classes(self) -> None:
+        """Builds the rest."""
+        built = self.parser.instantiate(self.config)[self.subcommand]
+        self.model = built.model
+        self.callbacks = built.trainer.callbacks or []
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        # Private: Lightning runs a command as soon as all is built; tests/recipes/test_export.py
+        # notices when it moves.
+        return
+
+
 def run(command: str, arguments: Arguments) -> None:
     """Runs one command and says what came of it.
 
@@ -334,31 +368,68 @@ class InitialWeights(Callback):
 
 
 def load_weights(module: LightningModule, path: Path) -> None:
-    """Copies the weights in a file into a module.
+    """Copies the weights in a file into a module, a quantised one or not.
+
+    Raises:
+        ValueError: As `read_checkpoint` and `copy_weights`.
+    """
+    copy_weights(module, read_checkpoint(path)["state_dict"], path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a Lightning checkpoint, or the weights in a safetensors file as its `state_dict`.
+
+    Raises:
+        ValueError: The file is damaged, holds Python objects, or no `state_dict`.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return {"state_dict": load_file(path)}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no Lightning checkpoint: it has no `state_dict`")
+    return checkpoint
+
+
+def copy_weights(module: LightningModule, weights: dict[str, Any], path: Path) -> None:
+    """Copies weights into a module, whose layers fill in what can be made from them.
+
+    A quantised layer takes learned scales from a plain weight. Those of a quantised checkpoint that
+    this module has no use for are left out, with a note.
+
+    Args:
+        module: Where to.
+        weights: A state dict.
+        path: Where it was read, for messages.
 
     Raises:
         ValueError: The names or shapes differ; the message gives examples.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)["state_dict"]
     own = module.state_dict()
-    missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
+    learned = {n for n in weights.keys() - own.keys() if QUANTIZER_PARAMETER.search(n)}
+    if learned:
+        note(f"{len(learned)} learned scales in {path} are left out: this run has none like them")
+    weights = {name: value for name, value in weights.items() if name not in learned}
     shapes = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
-    for names, problem in (
-        (missing, "lacks"),
-        (extra, "has unknown"),
-        (shapes, "has other shapes for"),
-    ):
-        if names:
-            example = sorted(names)[0]
-            raise ValueError(
-                f"{path} {problem} {len(names)} weights of this model, such as {example}"
-            )
-    module.load_state_dict(weights)
+    _refuse(path, "has other shapes for", shapes)
+    report = module.load_state_dict(weights, strict=False)
+    # A quantizer's are missing only where its weight is, which they start from.
+    missing = [name for name in report.missing_keys if not QUANTIZER_PARAMETER.search(name)]
+    _refuse(path, "lacks", missing)
+    _refuse(path, "has unknown", report.unexpected_keys)
+
+
+def _refuse(path: Path, problem: str, names: list[str]) -> None:
+    """Raises an error of one line about weights, if there are any."""
+    if names:
+        raise ValueError(
+            f"{path} {problem} {len(names)} weights of this model, such as {min(names)}"
+        )
 
 
 def hyperparameter_differences(path: Path, model: LightningModule) -> list[str]:

@@ -141,13 +141,14 @@ def _refuse_tied(
     layers: dict[str, dict[Role, QuantizerConfig | None]],
 ) -> None:
     """Refuses a layer whose weight also serves a module that is not quantised."""
-    owners: dict[int, list[str]] = {}
+    owners: dict[int, dict[str, nn.Module]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+            owners.setdefault(id(parameter), {})[name] = module
+    converted = {id(modules[name]) for name in layers}
     for name in layers:
-        for other in owners[id(modules[name].weight)]:
-            if other not in layers and modules.get(other) is not modules[name]:
+        for other, module in owners[id(modules[name].weight)].items():
+            if id(module) not in converted:
                 raise ValueError(
                     f"{name} shares its weight with {other}, which is not quantised: add "
                     f"{re.escape(name)!r} to exclude, or untie them"

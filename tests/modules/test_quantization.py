@@ -284,6 +284,14 @@ def test_tied_quantised_layers_stay_tied():
     assert network[0].weight.grad is not None
 
 
+def test_one_layer_under_two_names_is_quantised_once():
+    network = nn.ModuleDict({"one": nn.Linear(16, 16)})
+    network["other"] = network["one"]
+    assert list(prepare_qat(network, config()).layers) == ["one"]
+    assert network["other"] is network["one"]
+    assert isinstance(network["other"], FakeQuantLinear)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
