@@ -64,6 +64,19 @@ def test_training_is_not_changed(project):
         assert torch.equal(value, states[1][name])
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_measured_too(project):
+    lm = ["fit", "--config", "language_model/quickstart", "--config", "overlays/compile"]
+    small = ["--model.init_args.config.num_hidden_layers", "1", "--data.init_args.batch_size", "2"]
+    limits = ["--trainer.max_steps", "6", "--trainer.limit_val_batches", "1", "--run_dir", "run"]
+    Path("monitor.yaml").write_text(MONITOR)
+    overlays = ["--config", "overlays/qat_w4a4", "--config", "monitor.yaml"]
+    assert main([*lm, *overlays, *small, *limits]) == 0
+    rows = list(csv.DictReader(Path("run/activation_stats.csv").read_text().splitlines()))
+    assert len(rows) == 7
+    assert all(float(row["snr_db"]) > 5 for row in rows)
+
+
 def test_it_measures_when_it_is_time_and_takes_its_hooks_away(project):
     import toy
     from lightning.pytorch import Callback, Trainer
