@@ -345,11 +345,11 @@ def _scale_triton(x, param, divisor, eps, SCALE_FROM: tl.constexpr):  # type: ig
 
 
 @jit
-def _forward_triton(  # type: ignore[no-untyped-def]
-    x_ptr, param_ptr, y_ptr, scale_ptr, num_groups, num_params, divisor, eps, qmin, qmax,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SCALE_FROM: tl.constexpr,
-    FP4: tl.constexpr, CODES: tl.constexpr,
+def _load_triton(  # type: ignore[no-untyped-def]
+    x_ptr, param_ptr, num_groups, num_params, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, SCALE_FROM: tl.constexpr,
 ):  # fmt: skip
+    # Returns this program's groups, (ROWS, BLOCK), their parameters, and where they are.
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK)
     valid = rows < num_groups
@@ -359,6 +359,18 @@ def _forward_triton(  # type: ignore[no-untyped-def]
     param = tl.full([ROWS], 1.0, tl.float32)
     if SCALE_FROM != "amax":
         param = tl.load(param_ptr + rows % num_params, mask=valid, other=1.0).to(tl.float32)
+    return x, param, rows, valid, offsets, mask
+
+
+@jit
+def _forward_triton(  # type: ignore[no-untyped-def]
+    x_ptr, param_ptr, y_ptr, scale_ptr, num_groups, num_params, divisor, eps, qmin, qmax,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SCALE_FROM: tl.constexpr,
+    FP4: tl.constexpr, CODES: tl.constexpr,
+):  # fmt: skip
+    x, param, rows, valid, offsets, mask = _load_triton(
+        x_ptr, param_ptr, num_groups, num_params, GROUP, BLOCK, ROWS, SCALE_FROM
+    )
     scale, _, _ = _scale_triton(x, param, divisor, eps, SCALE_FROM)
     v = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
     q = tl.minimum(tl.maximum(_round_triton(v, FP4), qmin), qmax)
@@ -376,16 +388,10 @@ def _backward_triton(  # type: ignore[no-untyped-def]
     qmin, qmax, GROUP: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
     SCALE_FROM: tl.constexpr, FP4: tl.constexpr, STE: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, BLOCK)
-    valid = rows < num_groups
-    mask = valid[:, None] & (cols < GROUP)[None, :]
-    offsets = rows[:, None] * GROUP + cols[None, :]
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    x, param, rows, valid, offsets, mask = _load_triton(
+        x_ptr, param_ptr, num_groups, num_params, GROUP, BLOCK, ROWS, SCALE_FROM
+    )
     grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    param = tl.full([ROWS], 1.0, tl.float32)
-    if SCALE_FROM != "amax":
-        param = tl.load(param_ptr + rows % num_params, mask=valid, other=1.0).to(tl.float32)
     scale, amax, raw = _scale_triton(x, param, divisor, eps, SCALE_FROM)
     v = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
     rounded = _round_triton(v, FP4)
