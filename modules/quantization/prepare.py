@@ -150,8 +150,8 @@ def _refuse_tied(
         for other, module in owners[id(modules[name].weight)].items():
             if id(module) not in converted:
                 raise ValueError(
-                    f"{name} shares its weight with {other}, which is not quantised: add "
-                    f"{re.escape(name)!r} to exclude, or untie them"
+                    f"{name} shares its weight with {other}, which is not quantised: add '{name}' "
+                    "to exclude, or untie them"
                 )
 
 
