@@ -61,6 +61,8 @@ def uses_triton(x: Tensor, backend: str) -> bool:
 @functools.cache
 def has_compiler() -> bool:
     """Whether `torch.compile` finds a C++ compiler for CPU code."""
+    # Private, because torch tells nobody which compiler it would call; the kernel tests, which ask
+    # for the compiled backend, notice when it moves.
     from torch._inductor.config import cpp
 
     names = cpp.cxx if isinstance(cpp.cxx, (tuple, list)) else (cpp.cxx,)
@@ -96,6 +98,7 @@ def compiled(reference: Callable[..., Any], **settings: Any) -> Callable[..., An
     fast = torch.compile(FunctionType(code, call.__globals__, closure=call.__closure__))
 
     def call_compiled(first: Tensor, *others: Tensor | None) -> Any:
+        # torch's documented way to ask for one compilation instead of one per size, private by name.
         torch._dynamo.maybe_mark_dynamic(first, 0)
         with torch.no_grad():
             return fast(first, *others)
