@@ -98,7 +98,7 @@ def compiled(reference: Callable[..., Any], **settings: Any) -> Callable[..., An
     fast = torch.compile(FunctionType(code, call.__globals__, closure=call.__closure__))
 
     def call_compiled(first: Tensor, *others: Tensor | None) -> Any:
-        # torch's documented way to ask for one compilation instead of one per size, private by name.
+        # Documented by torch, though private by name: one compilation instead of one per size.
         torch._dynamo.maybe_mark_dynamic(first, 0)
         with torch.no_grad():
             return fast(first, *others)
