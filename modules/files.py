@@ -9,11 +9,34 @@ from typing import IO, Any
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path` that replaces it when the block ends without an error.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Gives a name beside `path`; the file written there replaces it when the block ends well.
 
     A reader, or a process that starts after a crash, sees the old file or the new one, never a
     part of it: the data reach the disk before the name does.
+
+    Args:
+        path: The file to write. Missing parent folders are created.
+
+    Yields:
+        The temporary name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a temporary file that replaces `path` as `atomic_path` does.
 
     Args:
         path: The file to write. Missing parent folders are created.
@@ -22,18 +45,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Yields:
         The open temporary file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as temporary,
+        temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file,
+    ):
+        yield file
 
 
 def sync_folder(folder: Path) -> None:

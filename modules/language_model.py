@@ -182,6 +182,11 @@ class CausalLanguageModel(LightningModule):
         return cross_entropy, output.aux_loss if routed else torch.zeros_like(cross_entropy)
 
     @property
+    def tokens_seen(self) -> int:
+        """Tokens that all devices together have trained on."""
+        return self.progress.tokens
+
+    @property
     def _balance_weight(self) -> float:
         return float(getattr(self.network.config, "router_aux_loss_coef", 0.0))
 

@@ -134,7 +134,7 @@ def decay_fraction(shape: DecayShape, t: float) -> float:
     Returns:
         1 (for "exp" 0.9) at the begin, 0 at the end.
     """
-    curves = {
+    curves: dict[DecayShape, float] = {
         "linear": 1 - t,
         "cosine": (1 + cos(pi * t)) / 2,
         "1-sqrt": 1 - sqrt(t),

@@ -9,6 +9,7 @@ import importlib
 CLASSES = {
     "ActivationStatsMonitor": "tenfold.callbacks.activation_stats",
     "CausalLanguageModel": "tenfold.modules.language_model",
+    "CheckpointMerging": "tenfold.callbacks.checkpoint_merging",
     "FigureWriter": "tenfold.callbacks.figures",
     "ProgressLines": "tenfold.callbacks.progress_lines",
     "QuantizationAwareTraining": "tenfold.callbacks.quantization",
