@@ -265,6 +265,12 @@ class CheckpointMerging(Callback):
                 f"every_n_tokens: {type(pl_module).__name__} does not count `tokens_seen`; use "
                 "every_n_train_steps"
             )
+        saves_folder = self.save_merged != "none" and self.save_format == "hf"
+        if saves_folder and not hasattr(getattr(pl_module, "network", None), "save_pretrained"):
+            raise ValueError(
+                f"save_format: hf: {type(pl_module).__name__} has no `network` of transformers; "
+                "use lightning or safetensors"
+            )
         self._refresh(trainer)
         self._counts["step"] = trainer.global_step
         every, total = self.intervals["every_n_train_steps"], trainer.estimated_stepping_batches

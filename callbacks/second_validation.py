@@ -89,7 +89,7 @@ class Results:
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.trainer = trainer
         self.module = module
-        self.hook = ""
+        self.hook = ""  # of validation, none at first
         self.collection = _ResultCollection(training=False)
 
     def log(
@@ -109,8 +109,9 @@ class Results:
         metric_attribute: str | None = None,
         rank_zero_only: bool = False,
     ) -> None:
-        """Stands in for `LightningModule.log`; a value per step alone is not collected."""
-        if on_epoch is False or (rank_zero_only and not self.trainer.is_global_zero):
+        """Stands in for `LightningModule.log`; not for values per step, nor those of training."""
+        is_elsewhere = rank_zero_only and not self.trainer.is_global_zero
+        if on_epoch is False or is_elsewhere or not self.hook:
             return
         if isinstance(value, Number):
             value = torch.tensor(value, device=self.module.device, dtype=torch.get_default_dtype())

@@ -418,8 +418,14 @@ def copy_weights(module: LightningModule, weights: dict[str, Any], path: Path) -
     shapes = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
     _refuse(path, "has other shapes for", shapes)
     report = module.load_state_dict(weights, strict=False)
-    # A quantizer's are missing only where its weight is, which they start from.
-    missing = [name for name in report.missing_keys if not QUANTIZER_PARAMETER.search(name)]
+    # A quantizer's are missing only where its weight is, which they start from; of tied weights
+    # safetensors files name one.
+    given = {own[name].data_ptr() for name in weights.keys() & own.keys()}
+    missing = [
+        name
+        for name in report.missing_keys
+        if not QUANTIZER_PARAMETER.search(name) and own[name].data_ptr() not in given
+    ]
     _refuse(path, "lacks", missing)
     _refuse(path, "has unknown", report.unexpected_keys)
 

@@ -149,6 +149,7 @@ def _refuse_tied(
     for name in layers:
         for other, module in owners[id(modules[name].weight)].items():
             if id(module) not in converted:
+                other = other or type(network).__name__
                 raise ValueError(
                     f"{name} shares its weight with {other}, which is not quantised: add '{name}' "
                     "to exclude, or untie them"

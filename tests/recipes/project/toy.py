@@ -14,22 +14,26 @@ from torch.utils.data import Dataset
 class NoisyPoints(Dataset):
     """Forty points; each access adds noise."""
 
+    def __init__(self, noise: float = 0.1) -> None:
+        self.noise = noise
+
     def __len__(self) -> int:
         return 40
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.full((4,), index / 40) + 0.1 * torch.randn(4)
+        return torch.full((4,), index / 40) + self.noise * torch.randn(4)
 
 
 class ToyData(LightningDataModule):
-    def __init__(self, batch_size: int = 4, num_workers: int = 0) -> None:
+    def __init__(self, batch_size: int = 4, num_workers: int = 0, noise: float = 0.1) -> None:
         super().__init__()
         self.batch_size = batch_size
+        self.noise = noise
         self.num_workers = num_workers
 
     def train_dataloader(self) -> ResumableDataLoader:
         return ResumableDataLoader(
-            NoisyPoints(),
+            NoisyPoints(self.noise),
             batch_size=self.batch_size,
             seed=3,
             shuffle=True,
@@ -39,7 +43,8 @@ class ToyData(LightningDataModule):
         )
 
     def val_dataloader(self) -> ResumableDataLoader:
-        return ResumableDataLoader(NoisyPoints(), batch_size=20, seed=3, randomness=True)
+        points = NoisyPoints(self.noise)
+        return ResumableDataLoader(points, batch_size=20, seed=3, randomness=True)
 
     test_dataloader = predict_dataloader = val_dataloader
 
