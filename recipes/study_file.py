@@ -13,6 +13,7 @@ from typing import Any
 from .arguments import read_yaml, render
 from .catalogue import find_recipe
 from .errors import nearest
+from .study_formula import Formula, parse_formulas
 
 COMMANDS = ("fit", "validate", "test", "predict")
 ROW = "<row>"
@@ -79,12 +80,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Table:
-    """What is compared: rows, what they are repeated over, the reference row, the numbers."""
+    """What is compared: rows, what they are repeated over, the reference row, the numbers.
+
+    Attributes:
+        rows: An axis or `<row>`. Where the file maps names to formulas: the axis of their variants.
+        metrics: The numbers of each row; those that the formulas name.
+        over: An axis, or `records`.
+        against: The row that others are compared with.
+        formulas: By the name of the row; empty where rows are no formulas.
+    """
 
     rows: str
     metrics: tuple[str, ...]
     over: str | None = None
     against: str | None = None
+    formulas: dict[str, Formula] = field(default_factory=dict)
 
     @property
     def axes(self) -> set[str]:
@@ -393,13 +403,25 @@ def _axes(stages: Sequence[Stage]) -> dict[str, dict[str, Axis]]:
 # The table
 
 
+@dataclass(frozen=True)
+class _TableKeys:
+    rows: Any
+    metrics: Any
+    over: Any = None
+    against: Any = None
+
+
 def _table(content: Any, axes: dict[str, dict[str, Axis]]) -> Table:
-    content = _mapping(Table, content, "table")
+    formulas: dict[str, Formula] = {}
+    if isinstance(content, dict) and isinstance(content.get("rows"), dict):
+        content, formulas = _with_formulas(content, axes)
+    content = _mapping(_TableKeys, content, "table")
     table = Table(
         rows=str(content["rows"]),
         metrics=_strings(content["metrics"], "table.metrics"),
         over=None if content.get("over") is None else str(content["over"]),
         against=None if content.get("against") is None else render(content["against"]),
+        formulas=formulas,
     )
     known = {name: axis for found in axes.values() for name, axis in found.items()}
     if table.over is not None and table.over not in (RECORDS, *known):
@@ -413,11 +435,50 @@ def _table(content: Any, axes: dict[str, dict[str, Axis]]) -> Table:
     _check_metrics(table, axes)
     if table.rows != ROW and table.against is not None:
         own = [found[table.rows] for found in axes.values() if table.rows in found]
-        rows = [render(value) for axis in own for value in axis.values]
+        rows = list(formulas) or [render(value) for axis in own for value in axis.values]
         if table.against not in rows:
             hint = nearest(table.against, dict.fromkeys(rows))
             raise ValueError(f"table.against: '{table.against}' is no row: {hint}")
+        if formulas and not formulas[table.against].is_operand:
+            raise ValueError(
+                f"table.against: '{table.against}' is compared with zero: name a row that is one "
+                "VARIANT:METRIC"
+            )
     return table
+
+
+def _with_formulas(
+    content: dict[str, Any], axes: dict[str, dict[str, Axis]]
+) -> tuple[dict[str, Any], dict[str, Formula]]:
+    """Reads rows that are formulas; in the content, their axis and their metrics stand for them."""
+    if content.get("metrics") is not None:
+        raise ValueError("table.metrics: leave it out, rows that are formulas name their metrics")
+    formulas = parse_formulas(content["rows"], "table.rows")
+    operands = [operand for formula in formulas.values() for operand in formula.operands]
+    axis = _axis_of(dict.fromkeys(operand.variant for operand in operands), axes)
+    over, own = content.get("over"), axes[axis.word]
+    if over not in (None, *own):
+        hint = nearest(str(over), [name for name in own if name != axis.name])
+        raise ValueError(f"table.over: '{over}' is no axis of stage '{axis.word}': {hint}")
+    metrics = list(dict.fromkeys(operand.metric for operand in operands))
+    return {**content, "rows": axis.name, "metrics": metrics}, formulas
+
+
+def _axis_of(variants: Iterable[str], axes: dict[str, dict[str, Axis]]) -> Axis:
+    """The variants of the one stage that has all of these."""
+    every = [axis for name, found in axes.items() if (axis := found.get(f"{name}.variant"))]
+    names = dict.fromkeys(value for axis in every for value in axis.values)
+    for variant in variants:
+        if variant not in names:
+            raise ValueError(f"table.rows: no variant '{variant}': {nearest(variant, names)}")
+    having = [axis for axis in every if set(variants) <= set(axis.values)]
+    if len(having) != 1:
+        stages = " and ".join(axis.word for axis in having or every)
+        raise ValueError(
+            f"table.rows: {', '.join(variants)} must be variants of exactly one stage; they are of "
+            f"{stages}"
+        )
+    return having[0]
 
 
 def _check_metrics(table: Table, axes: dict[str, dict[str, Axis]]) -> None:

@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +45,8 @@ def report(study: Study, runs: Sequence[Run], folder: Path, console: "Console") 
     for name, text in texts.items():
         with atomic_write(folder / name, "w") as file:
             file.write(text)
-    for metric, own in _by_metric(study.table, lines):
-        if not own:
-            continue
-        name = re.sub(r"[^\w.+-]+", "_", metric).strip("_")
+    for block, own in _blocks(study.table, lines).items():
+        name = re.sub(r"[^\w.+-]+", "_", block).strip("_")
         with atomic_write(folder / "figures" / f"{name}.png") as file:
             draw_metric(study.table, own, _positions(study, study.table)).savefig(
                 file, format="png"
@@ -60,9 +58,25 @@ def report(study: Study, runs: Sequence[Run], folder: Path, console: "Console") 
     )
 
 
-def _by_metric(table: Table, lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
-    for metric in table.metrics:
-        yield metric, [line for line in lines if line.metric == metric]
+def _block(table: Table, line: Line) -> str:
+    """What shares an axis and a number of digits: a metric, or a kind of formula."""
+    return table.formulas[line.row].kind if table.formulas else line.metric
+
+
+def _blocks(table: Table, lines: Sequence[Line]) -> dict[str, list[Line]]:
+    blocks: dict[str, list[Line]] = {}
+    for line in lines:
+        blocks.setdefault(_block(table, line), []).append(line)
+    return blocks
+
+
+def _is_own_difference(table: Table, line: Line) -> bool:
+    """Whether the row is a difference or a ratio by itself, to be compared with zero."""
+    return line.row in table.formulas and not table.formulas[line.row].is_operand
+
+
+def _reference(table: Table, line: Line) -> str | None:
+    return "zero" if _is_own_difference(table, line) else table.against
 
 
 # Numbers
@@ -84,7 +98,7 @@ def _difference_fields(table: Table, line: Line) -> list[Any]:
         return [None] * 7
     interval = line.difference.interval
     ends = [interval.low, interval.high, interval.p, interval.method]
-    return [table.against, line.difference.n, line.difference.mean, *ends]
+    return [_reference(table, line), line.difference.n, line.difference.mean, *ends]
 
 
 def _values_csv(lines: Sequence[Line]) -> str:
@@ -122,14 +136,16 @@ def _number_format(lines: Sequence[Line]) -> str:
 
 def _texts(table: Table, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Header and body of the table; columns that would be empty are left out."""
-    header = ["metric", "group", "row", "mean ± sd", "n", f"minus {table.against} [95 %]", "p"]
+    references = dict.fromkeys(str(_reference(table, line)) for line in lines if line.difference)
+    minus = f"minus {' or '.join(references)} [95 %]"
+    header = ["metric", "group", "row", "mean ± sd", "n", minus, "p"]
+    forms = {block: _number_format(own) for block, own in _blocks(table, lines).items()}
     body = []
-    for _, own in _by_metric(table, lines):
-        form = _number_format(own)
-        for line in own:
-            place = [line.metric, line.group, line.row]
-            numbers = [_mean_text(line, form), _count_text(line), *_difference_texts(line, form)]
-            body.append([*place, *numbers])
+    for line in lines:
+        form = forms[_block(table, line)]
+        place = ["" if table.formulas else line.metric, line.group, line.row]
+        numbers = [_mean_text(line, form), _count_text(line), *_difference_texts(line, form)]
+        body.append([*place, *numbers])
     return _without_empty(header, body)
 
 
@@ -197,15 +213,18 @@ def _markdown(study: Study, table: Table, lines: Sequence[Line], missing: Sequen
         f"`tenfold study --config {study.config}`: {_legend(table, lines)}.",
         _markdown_table(*_texts(table, lines)),
     ]
-    for metric, own in _by_metric(table, lines):
-        parts += _markdown_differences(table, metric, own)
+    if table.formulas:
+        texts = {row: f"`{formula.text}`" for row, formula in table.formulas.items()}
+        parts.append("\n".join(f"- {_escape(row)}: {text}" for row, text in texts.items()))
+    for block, own in _blocks(table, lines).items():
+        parts += _markdown_differences(table, block, own)
     if missing:
         parts.append(f"Unfinished, and nothing stands in for them: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_differences(table: Table, metric: str, lines: Sequence[Line]) -> list[str]:
-    """Every paired difference of one metric, when there are several to a row."""
+def _markdown_differences(table: Table, block: str, lines: Sequence[Line]) -> list[str]:
+    """Every paired difference of one block, when there are several to a row."""
     found = [(line, line.difference.points) for line in lines if line.difference is not None]
     repetitions = list(dict.fromkeys(name for _, points in found for name in points))
     if len(repetitions) < 2:
@@ -217,7 +236,13 @@ def _markdown_differences(table: Table, metric: str, lines: Sequence[Line]) -> l
         for line, points in found
     ]
     over = SEED if table.over == RECORDS else table.over
-    title = f"`{metric}` minus that of {table.against}, for each {over}:"
+    if _is_own_difference(table, lines[0]):
+        title = block.capitalize()
+    elif table.formulas:
+        title = f"{block.capitalize()} minus {table.against}"
+    else:
+        title = f"`{block}` minus that of {table.against}"
+    title = f"{title}, for each {over}:"
     return [title, _markdown_table(*_without_empty(["group", "row", *repetitions], body))]
 
 
@@ -248,38 +273,52 @@ def draw_metric(
 ) -> "Figure":
     """Draws one metric: every repetition and the means, and beside them the paired differences.
 
+    Rows that are differences or ratios by themselves stand alone, with intervals and the zero.
+
     Args:
         table: The table of the study.
-        lines: Its lines for this metric.
+        lines: Its lines for this metric, or for this kind of formula.
         positions: Row -> number, to draw curves over these numbers. None: one strip for each row.
     """
     from matplotlib.figure import Figure
 
-    paired = any(line.difference is not None for line in lines)
+    block = _block(table, lines[0])
+    if _is_own_difference(table, lines[0]):
+        columns = [(f"{block} (95 % interval)", True)]
+    else:
+        columns = [(block, False)]
+        if any(line.difference is not None for line in lines):
+            columns.append((f"difference to {table.against} (95 % interval)", True))
     groups = list(dict.fromkeys(line.group for line in lines))
-    height = (
-        3.6 if positions else 1.0 + 0.36 * (len(lines) + (len(groups) if len(groups) > 1 else 0))
-    )
-    figure = Figure(figsize=(9.0 if paired else 5.2, height), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 1 + paired, squeeze=False)[0]
-    names = [lines[0].metric, f"difference to {table.against} (95 % interval)"]
-    for panel, name, of_differences in zip(panels, names, (False, True), strict=False):
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
-        if of_differences:
-            zero = panel.axhline if positions else panel.axvline
-            zero(0, color="0.5", linewidth=1)
-        if positions:
-            _draw_curves(panel, lines, groups, positions, of_differences=of_differences)
-            panel.set_xlabel(table.rows)
-            panel.set_ylabel(name)
-        else:
-            _draw_strips(panel, lines, groups, of_differences=of_differences)
-            panel.set_xlabel(name)
+    # Values of several groups may lie so far apart that on one axis their rows would coincide.
+    stacks = [[group] for group in groups] if table.formulas and block == "values" else [groups]
+    height = 1.0 + 0.36 * (len(lines) + (len(groups) if len(groups) > 1 else 0))
+    height = 3.6 if positions else height + 0.5 * (len(stacks) - 1)
+    figure = Figure(figsize=(1.4 + 3.8 * len(columns), height), dpi=150, layout="constrained")
+    panels = figure.subplots(len(stacks), len(columns), squeeze=False)
+    for row, stack in zip(panels, stacks, strict=True):
+        own = [line for line in lines if line.group in stack]
+        for panel, (name, of_differences) in zip(row, columns, strict=True):
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(alpha=0.25, linewidth=0.6)
+            panel.set_axisbelow(True)
+            if of_differences:
+                zero = panel.axhline if positions else panel.axvline
+                zero(0, color="0.5", linewidth=1)
+            if positions:
+                _draw_curves(panel, own, stack, positions, of_differences=of_differences)
+                panel.set_xlabel(table.rows)
+                panel.set_ylabel(name)
+            else:
+                _draw_strips(panel, own, stack, of_differences=of_differences)
+                panel.set_xlabel(name if stack is stacks[-1] else "")
+        if len(stacks) > 1:
+            row[0].set_title(stack[0], loc="left", fontsize="medium", fontweight="bold")
+        for panel in row[1:]:
+            panel.tick_params(labelleft=bool(positions))
     if positions and len(groups) > 1:
         figure.legend(
-            *panels[0].get_legend_handles_labels(),
+            *panels[0, 0].get_legend_handles_labels(),
             loc="outside upper center",
             ncols=min(len(groups), 4),
             frameon=False,
@@ -335,7 +374,7 @@ def _draw_strips(
             panel.plot(mark.points, [y] * len(mark.points), "o", **_point_style(_COLORS[0]))
             panel.plot(mark.mean, y, "|", color="0.1", markersize=15, markeredgewidth=2)
     panel.xaxis.set_major_locator(MaxNLocator(6))
-    panel.set_yticks(range(len(ticks)), ["" if of_differences else tick for tick in ticks])
+    panel.set_yticks(range(len(ticks)), ticks)
     panel.set_ylim(len(ticks) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     for label in panel.get_yticklabels():

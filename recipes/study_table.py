@@ -2,7 +2,7 @@
 
 A unit is what is repeated within a row: a run (one per value of `over`), or a record of
 `records.jsonl`. Rows are compared unit by unit. Axes that are neither `rows` nor `over` split the
-table into groups, which are never mixed.
+table into groups, which are never mixed. A row that is a formula combines runs of one repetition.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import render
 from .errors import nearest
 from .study_file import RECORDS, ROW, Axis, Stage, Study, Table
+from .study_formula import Formula
 from .study_plan import Run
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Interval:
 class Difference:
     """A row minus the reference row, over the units that both have.
 
+    Of a row that is a difference or a ratio by itself, minus zero.
+
     Attributes:
         n: The number of these units.
         mean: Over the units.
@@ -65,12 +68,12 @@ class Line:
     """One number of the table.
 
     Attributes:
-        metric: As the study names it.
+        metric: As the study names it; the formula of a row that is one.
         group: Values on the axes that are neither rows nor over, empty when there are none.
         row: What is compared.
         n: Units with a value: runs, or records.
-        num_runs: Runs with a value.
-        num_planned: Runs that should have one.
+        num_runs: Runs with a value; repetitions, where the row is a formula.
+        num_planned: Runs or repetitions that should have one.
         mean: Over units; None when there are none.
         sd: Over units, with n - 1; None for fewer than two.
         points: Mean per repetition: over value, or seed for records.
@@ -223,6 +226,8 @@ def collect_lines(study: Study, table: Table, runs: Sequence[Run]) -> list[Line]
     Raises:
         ValueError: A metric or the reference row is nowhere, though every run has finished.
     """
+    if table.formulas:
+        return list(_formula_lines(study, table, runs))
     return [line for metric in table.metrics for line in _metric_lines(metric, study, table, runs)]
 
 
@@ -243,20 +248,75 @@ def _metric_lines(metric: str, study: Study, table: Table, runs: Sequence[Run]) 
         raise ValueError(f"table.against: '{table.against}' is no row of {metric}: {hint}")
     for group, cells in groups.items():
         for row, cell in cells.items():
-            numbers = list(cell.values.values())
             reference = cells.get(table.against) if table.against not in (None, row) else None
-            yield Line(
-                metric=metric,
-                group=group,
-                row=row,
-                n=len(numbers),
-                num_runs=cell.num_runs,
-                num_planned=cell.num_planned,
-                mean=_mean(numbers) if numbers else None,
-                sd=_sd(numbers) if len(numbers) > 1 else None,
-                points=_points(cell.values),
-                difference=_compare(cell, reference, table) if reference else None,
-            )
+            yield _line(metric, group, row, cell, reference, table)
+
+
+_Measured = dict[str, dict[str, float]]  # variant -> name -> number, of one repetition
+
+
+def _formula_lines(study: Study, table: Table, runs: Sequence[Run]) -> Iterator[Line]:
+    own = [run for run in runs if f"{run.stage.name}.variant" == table.rows]
+    measured = {run: _numbers(run) for run in own}
+    if all(run.finished for run in runs):
+        _check_operands(table, measured)
+    groups: dict[str, dict[str, _Measured]] = {}
+    for run in own:
+        group = _group(run, study.axes[run.stage.name], {table.rows, table.over})
+        repetition = render(run.coordinates[table.over]) if table.over else "all"
+        variants = groups.setdefault(group, {}).setdefault(repetition, {})
+        variants[run.coordinates[table.rows]] = measured[run]
+    for group, repetitions in groups.items():
+        cells = {row: _formula_cell(row, f, repetitions) for row, f in table.formulas.items()}
+        for row, cell in cells.items():
+            formula = table.formulas[row]
+            if formula.is_operand:
+                reference = cells.get(table.against) if table.against not in (None, row) else None
+            else:
+                reference = _Cell(dict.fromkeys(cell.values, 0.0))
+            yield _line(formula.text, group, row, cell, reference, table)
+
+
+def _check_operands(table: Table, measured: dict[Run, dict[str, float]]) -> None:
+    for row, formula in table.formulas.items():
+        for operand in formula.operands:
+            runs = [run for run in measured if run.coordinates[table.rows] == operand.variant]
+            names = dict.fromkeys(name for run in runs for name in measured[run])
+            if operand.metric not in names:
+                raise ValueError(
+                    f"table.rows: '{row}': no run of '{operand.variant}' has measured "
+                    f"'{operand.metric}': {nearest(operand.metric, names)}"
+                )
+
+
+def _formula_cell(row: str, formula: Formula, repetitions: dict[str, _Measured]) -> _Cell:
+    """The value of each repetition in which every operand was measured."""
+    cell = _Cell(num_planned=len(repetitions))
+    for repetition, measured in repetitions.items():
+        if all(operand.metric in measured[operand.variant] for operand in formula.operands):
+            numbers = {
+                operand: measured[operand.variant][operand.metric] for operand in formula.operands
+            }
+            cell.add(repetition, [_Value(row, "", "", formula.evaluate(numbers))])
+    return cell
+
+
+def _line(
+    metric: str, group: str, row: str, cell: _Cell, reference: _Cell | None, table: Table
+) -> Line:
+    numbers = list(cell.values.values())
+    return Line(
+        metric=metric,
+        group=group,
+        row=row,
+        n=len(numbers),
+        num_runs=cell.num_runs,
+        num_planned=cell.num_planned,
+        mean=_mean(numbers) if numbers else None,
+        sd=_sd(numbers) if len(numbers) > 1 else None,
+        points=_points(cell.values),
+        difference=_compare(cell, reference, table) if reference else None,
+    )
 
 
 def _find_metric(
@@ -326,10 +386,15 @@ def _values(run: Run, metric: str, table: Table) -> Iterator[_Value]:
                 key = str(record["id"])
                 yield _Value(row, key, str(record.get("group", key)), float(record[name]))
         return
-    for name, number in run.metrics()[run.stage.command].items():
-        match = metric_matches(metric, name)
-        if match and isinstance(number, int | float):
-            yield _Value(match[1] if own is None else own, "", "", float(number))
+    for name, number in _numbers(run).items():
+        if match := metric_matches(metric, name):
+            yield _Value(match[1] if own is None else own, "", "", number)
+
+
+def _numbers(run: Run) -> dict[str, float]:
+    """What a run has measured, by name; empty until it has finished."""
+    found = run.metrics().get(run.stage.command, {})
+    return {name: float(x) for name, x in found.items() if isinstance(x, int | float)}
 
 
 def _names(run: Run, table: Table) -> list[str]:

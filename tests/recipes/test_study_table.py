@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 from tenfold.recipes.study_file import Study, load_study
 from tenfold.recipes.study_plan import Run, plan_runs
-from tenfold.recipes.study_report import report
+from tenfold.recipes.study_report import draw_metric, report
 from tenfold.recipes.study_table import Line, clustered_bootstrap, collect_lines, paired_t
 
 ROWS_OF_VARIANTS = """
@@ -46,6 +47,23 @@ stages:
     variants: {small: {}, large: {}}
     grid: {seed_everything: [0, 1]}
 table: {rows: <row>, over: records, against: greedy, metrics: [accuracy]}
+"""
+
+FORMULAS = """
+stages:
+  - name: train
+    recipe: train.yaml
+    variants: {constant: {}, linear: {}}
+    grid: {trainer.max_steps: [600, 1500], seed_everything: [0, 1, 2]}
+table:
+  over: seed_everything
+  against: newest
+  rows:
+    newest: constant:val/loss
+    merged: constant:merged/val/loss
+    error: constant:merged/val/loss - linear:val/loss
+    of the drop: >
+      (constant:merged/val/loss - linear:val/loss) / (constant:val/loss - linear:val/loss)
 """
 
 
@@ -362,6 +380,145 @@ def test_a_metric_that_nothing_has_measured_is_an_error_with_near_names(
     text = ROWS_OF_VARIANTS.replace("val/loss, test/er", "test/err")
     with pytest.raises(ValueError, match="no run has measured 'test/err': did you mean test/er"):
         make(text, losses).lines()
+
+
+def merge_losses(run: Run) -> dict[str, float]:
+    """Losses of a constant rate, merged and annealed: seeds differ more than these."""
+    loss = 1000 / run.coordinates["trainer.max_steps"] + [0.5, 0.0, 0.25][seed_of(run)]
+    if run.coordinates["train.variant"] == "linear":
+        return {"val/loss": loss - [0.125, 0.25, 0.1875][seed_of(run)]}
+    return {"val/loss": loss, "merged/val/loss": loss - [0.0625, 0.15625, 0.125][seed_of(run)]}
+
+
+def test_formulas_combine_variants_of_the_same_seed_and_group(make: Callable[..., Case]) -> None:
+    case = make(FORMULAS, merge_losses)
+    lines = {(line.group, line.row): line for line in case.lines().values()}
+    assert len(lines) == 8
+    drop = np.array([0.125, 0.25, 0.1875])
+    error = drop - [0.0625, 0.15625, 0.125]
+    for group, steps in (("max_steps=600", 600), ("max_steps=1500", 1500)):
+        newest = lines[group, "newest"]
+        assert newest.mean == pytest.approx(1000 / steps + 0.25)
+        assert newest.difference is None
+        merged = lines[group, "merged"].difference
+        assert merged is not None
+        assert list(merged.points.values()) == pytest.approx(error - drop)
+        for row, values in (("error", error), ("of the drop", error / drop)):
+            line, theory = lines[group, row], stats.ttest_1samp(values, 0)
+            assert (line.n, line.num_runs, line.num_planned) == (3, 3, 3)
+            assert list(line.points.values()) == pytest.approx(values)
+            assert line.sd == pytest.approx(values.std(ddof=1))
+            assert line.difference is not None
+            assert line.difference.mean == line.mean == pytest.approx(values.mean())
+            assert line.difference.interval.p == pytest.approx(theory.pvalue)
+            low, high = theory.confidence_interval(0.95)
+            interval = line.difference.interval
+            assert (interval.low, interval.high) == pytest.approx((low, high))
+            assert interval.method == "paired t"
+
+
+def test_a_formula_leaves_out_a_seed_of_which_an_operand_is_missing(
+    make: Callable[..., Case],
+) -> None:
+    gone = "train/linear-max_steps=600-seed_everything=1"
+    case = make(FORMULAS, lambda run: None if run.id == gone else merge_losses(run))
+    lines = {(line.group, line.row): line for line in case.lines().values()}
+    assert lines["max_steps=600", "newest"].n == 3
+    line = lines["max_steps=600", "error"]
+    assert (line.n, line.num_runs, line.num_planned) == (2, 2, 3)
+    assert list(line.points) == ["0", "2"]
+    assert lines["max_steps=1500", "error"].n == 3
+    assert "2 of 3" in case.report()
+    assert f"nothing stands in for them: {gone}." in (case.out / "table.md").read_text()
+
+
+def test_an_operand_that_nothing_has_measured_is_an_error_once_all_is_finished(
+    make: Callable[..., Case],
+) -> None:
+    text = FORMULAS.replace("linear:val/loss)", "linear:merged/val/loss)")
+    case = make(text, lambda run: None if run.id.endswith("=2") else merge_losses(run))
+    lines = {(line.group, line.row): line for line in case.lines().values()}
+    assert lines["max_steps=600", "of the drop"].mean is None
+    assert "missing" in case.report()
+    for run in case.runs:
+        if not run.finished:
+            run.run_dir.mkdir(parents=True)
+            (run.run_dir / "metrics.json").write_text(json.dumps({"fit": merge_losses(run)}))
+    message = (
+        "rows: 'of the drop': no run of 'linear' has measured 'merged/val/loss': did you mean val"
+    )
+    with pytest.raises(ValueError, match=message):
+        case.lines()
+
+
+def test_a_quotient_by_zero_shows_as_nan(make: Callable[..., Case]) -> None:
+    case = make(FORMULAS, lambda run: {"val/loss": 1.0, "merged/val/loss": 0.5})
+    lines = {(line.group, line.row): line for line in case.lines().values()}
+    line = lines["max_steps=600", "of the drop"]
+    assert line.n == 3
+    assert line.mean is not None
+    assert math.isnan(line.mean)
+    assert line.difference is not None
+    assert line.difference.interval.low is None
+    assert lines["max_steps=600", "error"].mean == -0.5
+    assert "nan" in case.report()
+
+
+def test_a_formula_without_repetitions_has_one_value_in_each_group(
+    make: Callable[..., Case],
+) -> None:
+    case = make(FORMULAS.replace("  over: seed_everything\n", ""), merge_losses)
+    lines = {(line.group, line.row): line for line in case.lines().values()}
+    assert len(lines) == 24
+    line = lines["max_steps=600, seed_everything=1", "error"]
+    assert (line.mean, line.n, line.sd) == (pytest.approx(0.09375), 1, None)
+    assert "n = 1: no interval" in case.report()
+
+
+def test_files_of_formulas(make: Callable[..., Case]) -> None:
+    case = make(FORMULAS, merge_losses)
+    printed = case.report()
+    header = re.split(r"\s{2,}", printed.splitlines()[0].strip())
+    assert header == ["group", "row", "mean ± sd", "n", "minus newest or zero [95 %]", "p"]
+    with (case.out / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["newest", "merged", "error", "of the drop"] * 2
+    assert [row["against"] for row in rows[:4]] == ["", "newest", "zero", "zero"]
+    assert rows[2]["metric"] == "constant:merged/val/loss - linear:val/loss"
+    assert rows[2]["mean"] == rows[2]["difference"]
+    assert rows[3]["metric"].endswith(") / (constant:val/loss - linear:val/loss)")  # one line
+    with (case.out / "values.csv").open() as file:
+        values = {(v["group"], v["row"], v["repetition"]): v for v in csv.DictReader(file)}
+    assert len(values) == 24
+    assert float(values["max_steps=600", "of the drop", "1"]["value"]) == pytest.approx(0.375)
+    markdown = (case.out / "table.md").read_text()
+    assert "- error: `constant:merged/val/loss - linear:val/loss`\n" in markdown
+    assert "Values minus newest, for each seed_everything:\n" in markdown
+    assert "Differences, for each seed_everything:\n" in markdown
+    assert "| max_steps=600 | of the drop | +0.500 | +0.375 | +0.333 |" in markdown
+    sizes = {path.stem: imread(path).shape for path in (case.out / "figures").iterdir()}
+    assert set(sizes) == {"values", "differences", "ratios"}
+    assert sizes["values"][1] > sizes["ratios"][1]  # beside the values stand paired differences
+    for path in (case.out / "figures").iterdir():
+        assert imread(path)[..., :3].std() > 0.02
+
+
+def test_values_and_differences_are_drawn_on_axes_of_their_own(make: Callable[..., Case]) -> None:
+    case = make(FORMULAS, merge_losses)
+    assert case.study.table is not None
+    lines = list(collect_lines(case.study, case.study.table, case.runs))
+    values = draw_metric(
+        case.study.table, [line for line in lines if line.row in ("newest", "merged")]
+    )
+    assert len(values.axes) == 4  # two groups, each with values and differences
+    for panel, mean in zip(values.axes[::2], (1.92, 0.92), strict=True):
+        low, high = panel.get_xlim()
+        assert mean - 0.5 < low < mean < high < mean + 0.5
+    errors = draw_metric(case.study.table, [line for line in lines if line.row == "error"])
+    (panel,) = errors.axes
+    assert panel.get_xlim()[0] <= 0 <= panel.get_xlim()[1] < 0.5
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert labels == ["max_steps=600", "error", "max_steps=1500", "error"]
 
 
 def test_files_of_a_report(make: Callable[..., Case]) -> None:
