@@ -8,6 +8,7 @@ import importlib
 
 CLASSES = {
     "ActivationStatsMonitor": "tenfold.callbacks.activation_stats",
+    "AnnealingPrediction": "tenfold.callbacks.annealing_prediction",
     "CausalLanguageModel": "tenfold.modules.language_model",
     "CheckpointMerging": "tenfold.callbacks.checkpoint_merging",
     "FigureWriter": "tenfold.callbacks.figures",
@@ -15,6 +16,7 @@ CLASSES = {
     "QuantizationAwareTraining": "tenfold.callbacks.quantization",
     "RandomState": "tenfold.callbacks.random_state",
     "RecordWriter": "tenfold.callbacks.records",
+    "SpikeRecovery": "tenfold.callbacks.spike_recovery",
     "TextDataModule": "tenfold.datamodules.text",
     "WarmupCosine": "tenfold.modules.optimization",
     "WarmupStableDecay": "tenfold.modules.optimization",
