@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -160,6 +160,49 @@ class SpikeRecovery(SpikeDetection):
     def run_info(self) -> dict[str, Any]:
         """Returns every recovery, for `metrics.json`."""
         return {"spike_recoveries": self.recoveries}
+
+
+class SpikeInjection(Callback):
+    """Sets off a loss spike, to try out before it is needed how a run recovers.
+
+    After all other callbacks in the list, so that they see the learning rate of the schedule.
+
+    Args:
+        step: Optimizer steps before the spike.
+        num_steps: Optimizer steps at the raised rate.
+        lr_factor: How many times the schedule's rate that is.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(self, step: int, num_steps: int = 3, lr_factor: float = 50.0) -> None:
+        if step < 0 or num_steps < 1 or lr_factor <= 0:
+            raise ValueError(
+                "step must be 0 or more, num_steps 1 or more, lr_factor above 0; got "
+                f"{step}, {num_steps} and {lr_factor}"
+            )
+        self.steps = range(step, step + num_steps)
+        self.lr_factor = lr_factor
+        self._rates: list[tuple[dict[str, Any], Any]] = []
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Raises the rate."""
+        if trainer.global_step in self.steps:
+            self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
+            for group, rate in self._rates:
+                group["lr"] = rate * self.lr_factor
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Puts the rate back where no schedule has set the next one."""
+        for group, rate in self._rates:
+            if group["lr"] == rate * self.lr_factor:
+                group["lr"] = rate
+        self._rates = []
 
 
 def _find_merging(trainer: Trainer) -> CheckpointMerging:

@@ -16,6 +16,7 @@ CLASSES = {
     "QuantizationAwareTraining": "tenfold.callbacks.quantization",
     "RandomState": "tenfold.callbacks.random_state",
     "RecordWriter": "tenfold.callbacks.records",
+    "SpikeInjection": "tenfold.callbacks.spike_recovery",
     "SpikeRecovery": "tenfold.callbacks.spike_recovery",
     "TextDataModule": "tenfold.datamodules.text",
     "WarmupCosine": "tenfold.modules.optimization",

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tenfold.callbacks.spike_recovery import SpikeRecovery
+from tenfold.callbacks.spike_recovery import SpikeInjection, SpikeRecovery
 from tenfold.recipes.cli import main
 
 STEPS = 90
@@ -33,8 +33,13 @@ def run(run_dir: str, *callbacks: dict, steps: int = STEPS, more: tuple[str, ...
     return main([*command, "--trainer.max_steps", str(steps)])
 
 
-def poison(**init_args: Any) -> dict:
-    return {"class_path": "normed.Poison", "init_args": {"step": 50} | init_args}
+def injection(**init_args: Any) -> dict:
+    settings = {"step": 50, "lr_factor": 300.0} | init_args
+    return {"class_path": "SpikeInjection", "init_args": settings}
+
+
+def poison(step: int = 50) -> dict:
+    return {"class_path": "normed.Poison", "init_args": {"step": step}}
 
 
 def recovery(**init_args: Any) -> dict:
@@ -65,25 +70,24 @@ class Catch(SpikeRecovery):
 
 @pytest.mark.parametrize("optimizer_state", ["latest", "reset", "keep"])
 def test_a_recovered_run_goes_on_where_it_was(project, optimizer_state):
-    """The poisoned run without recovery ends worse; the recovered one about as the healthy one."""
+    """Ten steps after the spike, the spoilt run is still far off."""
+    late, recover = injection(step=80), recovery(optimizer_state=optimizer_state)
     assert run("healthy", RING) == 0
-    assert run("spoilt", RING, poison()) == 0
-    with pytest.warns(
-        UserWarning, match="loss spike at step 5.*the mean of the snapshots of steps"
-    ):
-        assert run("recovered", RING, recovery(optimizer_state=optimizer_state), poison()) == 0
+    assert run("spoilt", RING, late) == 0
+    with pytest.warns(UserWarning, match="loss spike at step 8.*mean of the snapshots of steps"):
+        assert run("recovered", RING, recover, late) == 0
     losses = {d: metrics(d)["fit"]["val/loss"] for d in ("healthy", "spoilt", "recovered")}
-    assert losses["recovered"] < 5 * losses["healthy"]
-    assert losses["spoilt"] > 20 * losses["healthy"]
+    assert losses["spoilt"] > 100 * losses["healthy"]
+    assert losses["recovered"] < 0.1 * losses["spoilt"]
     found = metrics("recovered")["run"]["spike_recoveries"][0]
-    assert 50 < found["step"] <= 54
+    assert 80 < found["step"] <= 84
     assert found["loss"] > 4 * found["mean"]
-    assert found["merged_steps"] == [40, 44, 48]
+    assert found["merged_steps"] == [68, 72, 76]
 
 
 def test_weights_and_moments_are_those_of_the_snapshots(project):
     from lightning.pytorch import Trainer
-    from normed import Normed, Poison
+    from normed import Normed
     from tenfold.callbacks.checkpoint_merging import CheckpointMerging
     from torch.utils.data import DataLoader
 
@@ -106,7 +110,7 @@ def test_weights_and_moments_are_those_of_the_snapshots(project):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=project,
-        callbacks=[Moments(every_n_train_steps=4, evaluate=False), catch, Poison(50)],
+        callbacks=[Moments(every_n_train_steps=4, evaluate=False), catch, SpikeInjection(50)],
     )
     trainer.fit(Normed(), DataLoader(data, 4, shuffle=True), DataLoader(data, 10))
     assert catch.recoveries[0]["merged_steps"] == [40, 44, 48]
@@ -117,7 +121,7 @@ def test_weights_and_moments_are_those_of_the_snapshots(project):
 
 def test_a_loss_that_is_no_number_is_a_spike(project):
     with pytest.warns(UserWarning, match="loss spike at step 51 .nan"):
-        assert run("run", RING, recovery(), poison(nan=True)) == 0
+        assert run("run", RING, recovery(), poison()) == 0
     assert metrics("run")["fit"]["val/loss"] < 1
     assert all(value.isfinite().all() for value in last("run")["state_dict"].values())
 
@@ -131,7 +135,7 @@ def test_a_healthy_run_is_not_touched(project):
 
 
 def test_a_resumed_run_still_watches(project):
-    callbacks = (RING, recovery(), poison())
+    callbacks = (RING, recovery(), injection())
     assert run("run", *callbacks, steps=48) == 0
     with pytest.warns(UserWarning, match="optimizer state: that of step|optimizer state: reset"):
         assert run("run", *callbacks, more=("--ckpt_path", "last")) == 0
@@ -146,10 +150,11 @@ def test_a_resumed_run_still_watches(project):
     [
         ([recovery()], "SpikeRecovery needs CheckpointMerging before it"),
         ([RING, recovery(max_recoveries=0)], "must be 1 or more"),
+        ([RING, recovery(), injection(num_steps=0)], "num_steps 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(project, capsys, callbacks, message):
-    assert run("run", *callbacks, poison()) == 2
+    assert run("run", *callbacks) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
@@ -163,6 +168,6 @@ def test_a_mistake_is_one_line(project, capsys, callbacks, message):
     ],
 )
 def test_what_cannot_be_recovered_stops_the_run(project, settings, step, message):
-    again = poison(step=step + 12, nan=True)
+    again = poison(step + 12)
     with pytest.raises(RuntimeError, match=message):
-        run("run", RING, recovery(**settings), poison(step=step, nan=True), again)
+        run("run", RING, recovery(**settings), poison(step), again)

@@ -109,21 +109,11 @@ class During(Callback):
 
 
 class Poison(Callback):
-    """Three optimizer steps at many times the rate, or a loss that is not a number."""
+    """A batch that is not a number."""
 
-    def __init__(self, step: int, factor: float = 100.0, nan: bool = False) -> None:
-        self.step, self.factor, self.nan = step, factor, nan
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        if self.step <= trainer.global_step < self.step + 3 and not self.nan:
-            for group in optimizer.param_groups:
-                group["lr"] *= self.factor
-
-    def on_train_batch_end(self, trainer, *args) -> None:
-        for group, rate in zip(trainer.optimizers[0].param_groups, self.rates, strict=True):
-            group["lr"] = rate
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.step and self.nan:
+        if trainer.global_step == self.step:
             batch.fill_(float("nan"))
