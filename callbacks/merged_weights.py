@@ -1,10 +1,10 @@
 """Merged weights in a live module for a while, and as files."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..modules.files import atomic_path, write_json
+from ..modules.files import atomic_folder, atomic_path, write_json
 from ..modules.merge_weights import MergeScheme
 from ..modules.weight_averaging import (
     Trajectory,
@@ -85,7 +85,7 @@ class Merge:
                     if readers:
                         value.copy_(readers[-1](name))
                 elif readers:
-                    merged = weighted_sum((read(name) for read in readers), weights)
+                    merged = weighted_sum([partial(read, name) for read in readers], weights)
                     value.copy_(merged)
                     if name not in buffers:
                         trajectory.add((read(name) for read in readers), merged)
@@ -155,9 +155,6 @@ def save_merge(
                 metadata={"format": "pt", "merge_provenance": json.dumps(provenance)},
             )
     elif trainer.is_global_zero:
-        temporary = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        module.network.save_pretrained(temporary)  # type: ignore[operator, union-attr]
-        write_json(temporary / "merge.json", provenance)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
+        with atomic_folder(path) as temporary:
+            module.network.save_pretrained(temporary)  # type: ignore[operator, union-attr]
+            write_json(temporary / "merge.json", provenance)

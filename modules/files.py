@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,35 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file,
     ):
         yield file
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Gives a new folder that replaces `folder` when the block ends without an error.
+
+    Args:
+        folder: The folder to write. Missing parent folders are created.
+
+    Yields:
+        The temporary folder.
+    """
+    folder = Path(folder)
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        sync_folder(folder.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,11 +17,6 @@ from torchmetrics import Metric
 COMPILED_PREFIX = "_orig_mod."
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which tensors of `dtype` are summed: float32, or wider where they are wider."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def mergeable_tensors(module: nn.Module, include_frozen: bool = False) -> dict[str, Tensor]:
     """The live tensors that a merge is about, by name, without the prefixes of `torch.compile`.
 
@@ -55,19 +50,24 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
-def weighted_sum(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-    """The sum of weights times tensors, in the dtype `accumulation_dtype` gives.
+def weighted_sum(tensors: Sequence[Callable[[], Tensor]], weights: Sequence[float]) -> Tensor:
+    """The sum of weights times tensors, in float32 or, where they are wider, in their own dtype.
+
+    Computed as the newest plus weighted differences to it, as by `tenfold merge`: equal tensors
+    come out as they went in, and rounding is that of the differences.
 
     Args:
-        tensors: As many as `weights`, of one shape; read one at a time.
+        tensors: Read the tensors, all of one shape, oldest first; one is in memory at a time.
         weights: Their weights.
     """
-    total: Tensor | None = None
-    for tensor, weight in zip(tensors, weights, strict=True):
-        wide = tensor.to(accumulation_dtype(tensor.dtype))
-        total = wide * weight if total is None else total.add_(wide, alpha=weight)
-    assert total is not None
-    return total
+    newest = tensors[-1]()
+    newest = newest.to(torch.promote_types(newest.dtype, torch.float32))
+    total = math.fsum(weights)
+    # A scheme's weights sum to 1 but for rounding, which must not scale anything.
+    merged = newest * (1.0 if math.isclose(total, 1, abs_tol=1e-9) else total)
+    for read, weight in zip(tensors[:-1], weights, strict=False):
+        merged.add_(read().to(newest.dtype) - newest, alpha=weight)
+    return merged
 
 
 class Trajectory:

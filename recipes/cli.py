@@ -13,16 +13,20 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from .. import __version__
+from .anneal_predict import anneal_predict
 from .arguments import read_arguments, split_arguments
 from .catalogue import copy_recipe, list_recipes, show_recipe
 from .classes import import_named
 from .errors import OneLineErrors, find_user_error, one_line
 from .export import export
 from .fit_law import fit_law
+from .merge import merge
 from .study import study
 from .submit import submit
 
 VALUELESS_FLAGS = ("--help", "--version", "--config", "--print_config", "--model", "--data")
+LISTS = {"fit-law": "runs", "merge": "inputs"}  # arguments without a flag, before all options
+SEVERAL = {"anneal-predict": ("--fit_prior", "--laws")}  # flags with several values
 DESCRIPTION = "Lightning-based, modular training recipes."
 
 
@@ -57,6 +61,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "submit": submit,
     "fit-law": fit_law,
+    "merge": merge,
+    "anneal-predict": anneal_predict,
     "export": export,
 }
 
@@ -149,17 +155,20 @@ def complete_flags(argv: list[str]) -> list[str]:
 
 
 def join_configs(argv: list[str]) -> list[str]:
-    """Makes a list of the repeated `--config NAME` of `submit`, and of the runs of `fit-law`.
+    """Makes lists of what is written as several arguments.
 
-    `list METHOD` needs no flag.
+    The repeated `--config NAME` of `submit`, the values before all options of `LISTS`, and the
+    flags of `SEVERAL`. `list METHOD` needs no flag.
     """
-    if argv[:1] == ["fit-law"]:
-        runs = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv[1:]))
-        return [
-            "fit-law",
-            *([f"--runs={json.dumps(runs)}"] if runs else []),
-            *argv[len(runs) + 1 :],
-        ]
+    command = argv[0] if argv else ""
+    if command in LISTS:
+        argv = [command, f"--{LISTS[command]}", *argv[1:]]
+    for flag in (f"--{LISTS.get(command)}", *SEVERAL.get(command, ())):
+        if flag in argv:
+            at = argv.index(flag)
+            values = list(itertools.takewhile(lambda a: not a.startswith("-"), argv[at + 1 :]))
+            joined = [f"{flag}={json.dumps(values)}"] if values else []
+            argv = [*argv[:at], *joined, *argv[at + 1 + len(values) :]]
     if argv[:1] == ["list"]:
         return ["list", *(f"--method={a}" if not a.startswith("-") else a for a in argv[1:])]
     if argv[:1] != ["submit"]:

@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import inspect
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterable
 from traceback import walk_tb
@@ -235,3 +237,15 @@ def _accepted_names(parent: str, settings: list[Setting]) -> list[str]:
         return [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
     except (ImportError, AttributeError, KeyError):
         return []
+
+
+def note(line: str) -> None:
+    """Tells the user something that is not an error; on one process of a run only."""
+    if rank_of_process() == 0:
+        print(f"note: {line}", file=sys.stderr)
+
+
+def rank_of_process() -> int:
+    """The rank of this process, known before the Trainer exists: as Lightning reads it."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)

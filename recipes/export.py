@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .arguments import Arguments, read_arguments
 from .classes import import_named
+from .errors import note
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -52,7 +53,6 @@ def export(
     ckpt = _find_checkpoint(ckpt, run_dir)
     arguments = _read_config(config or ckpt.absolute().parent.parent / "config.yaml", ckpt)
     from ..modules.quantization.export import export_quantized, refuse_existing
-    from .trainer_cli import note
 
     refuse_existing(out, overwrite)
     module = _load(arguments, ckpt)
@@ -97,7 +97,8 @@ def _load(arguments: Arguments, ckpt: Path) -> "LightningModule":
     """Builds the module of a recipe, quantised as it says, with the weights of a checkpoint."""
     from ..callbacks.quantization import QuantizationAwareTraining
     from ..modules.quantization import prepare_qat
-    from .trainer_cli import BuildCLI, copy_weights, read_checkpoint
+    from .initial_weights import copy_weights, read_checkpoint
+    from .trainer_cli import BuildCLI
 
     checkpoint = read_checkpoint(ckpt)
     recipe = BuildCLI(arguments)
@@ -130,7 +131,6 @@ def _take_up(
         ValueError: The checkpoint was rounded otherwise.
     """
     from ..modules.quantization import quantized_layers
-    from .trainer_cli import note
 
     state = states.get(callback.state_key)
     if state is None:  # a plain run's, or merged

@@ -21,8 +21,8 @@ RECORDS = "records"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?")
-# `${run_dir}` is no reference: the run itself fills it in.
-_REFERENCE = re.compile(r"\$\{(?!run_dir\})([^}]*)\}")
+# `${run_dir}` and `${recipes}` are no references: the run itself fills them in.
+_REFERENCE = re.compile(r"\$\{(?!run_dir\}|recipes\})([^}]*)\}")
 
 
 @dataclass(frozen=True)

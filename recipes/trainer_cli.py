@@ -6,7 +6,6 @@ resume, checkpoints that never override flags, and errors of one line.
 
 import logging
 import os
-import re
 import shutil
 import sys
 import warnings
@@ -21,7 +20,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..callbacks.checkpointing import (
     AtomicCheckpointIO,
@@ -37,7 +35,9 @@ from ..callbacks.records import RecordWriter
 from ..callbacks.run_recorder import RunRecorder, read_metrics
 from ..modules.files import atomic_write
 from .arguments import Arguments
-from .errors import OneLineErrors, dropped_settings
+from .catalogue import RECIPES
+from .errors import OneLineErrors, dropped_settings, note, rank_of_process
+from .initial_weights import MERGED_FILE, InitialWeights, MergedInit
 from .run_directory import choose_run_dir, claim, hand_on
 
 # Settings that belong to one start of a run and not to its recipe.
@@ -46,13 +46,11 @@ START_OPTIONS = (
     "run_dir",
     "ckpt_path",
     "init_from",
+    "init_from_merge",
     "overwrite",
     "weights_only",
     "verbose",
 )
-
-# Parameters of a quantizer, which a checkpoint may have and a run may not.
-QUANTIZER_PARAMETER = re.compile(r"\.(weight|input)_quantizer\.(scale|clip)$")
 
 # Said to everybody, of use to nobody here: loaders are sized by the recipe.
 UNHELPFUL_WARNINGS = (
@@ -119,6 +117,11 @@ class RecipeCLI(LightningCLI):
             "--init_from", type=Path | None, help="Checkpoint to take the weights from, only those."
         )
         parser.add_argument(
+            "--init_from_merge",
+            type=MergedInit | None,
+            help="Checkpoints of another run to merge and take the weights from.",
+        )
+        parser.add_argument(
             "--overwrite", type=bool, default=False, help="Replace results in --run_dir."
         )
         if self.command == "check":
@@ -142,23 +145,49 @@ class RecipeCLI(LightningCLI):
         """Chooses the run directory and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
         if self.command == "check":
+            fill_placeholders(config.trainer, {"recipes": str(RECIPES)})
             return
-        given = Path(config.run_dir) if config.run_dir is not None else None
-        self.run_dir = choose_run_dir(given, self.arguments.recipe, config.ckpt_path, os.environ)
+        named = Path(config.run_dir) if config.run_dir is not None else None
+        self.run_dir = choose_run_dir(named, self.arguments.recipe, config.ckpt_path, os.environ)
         hand_on(self.run_dir)
-        config.ckpt_path = self._find_checkpoint(config.ckpt_path)
-        if config.init_from is not None and config.ckpt_path is not None:
-            raise ValueError("--init_from takes weights only, --ckpt_path a whole run: give one")
+        given = config.ckpt_path
+        config.ckpt_path = self._find_checkpoint(given)
+        self._settle_initial_weights(config, given)
         if config.weights_only is None:
             config.weights_only = True
         if "verbose" in config:
             config.verbose = False  # `summary` says it
-        if is_rank_zero():
+        if rank_of_process() == 0:
             resume = config.ckpt_path is not None
             self._is_new_run = not any(self.run_dir.glob("*"))
             path = claim(self.run_dir, self.command, resume, config.overwrite)
             save_config(self._plain_config(), path)
-        config.trainer = fill_run_dir(config.trainer, self.run_dir)
+            if config.init_from_merge is not None:
+                self._merge_initial_weights(MergedInit(**config.init_from_merge.as_dict()))
+        places = {"run_dir": str(self.run_dir), "recipes": str(RECIPES)}
+        fill_placeholders(config.trainer, places)
+
+    def _settle_initial_weights(self, config: Namespace, ckpt_path: str | None) -> None:
+        """Lets a run that goes on keep its own weights; refuses contradictions."""
+        given = [n for n in ("init_from", "init_from_merge") if config[n] is not None]
+        if len(given) == 2:
+            raise ValueError("--init_from and --init_from_merge: give one")
+        if given and config.ckpt_path is not None:
+            if ckpt_path not in ("auto", "last"):
+                raise ValueError(
+                    f"--{given[0]} takes weights only, --ckpt_path a whole run: give one"
+                )
+            note(f"--{given[0]} is for the start: the run goes on from {config.ckpt_path}")
+            config[given[0]] = None
+
+    def _merge_initial_weights(self, init: MergedInit) -> None:
+        assert self.run_dir is not None
+        try:
+            init.write(self.run_dir)
+        except ValueError:
+            if self._is_new_run:
+                shutil.rmtree(self.run_dir)
+            raise
 
     def _plain_config(self) -> dict[str, Any]:
         dumped = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
@@ -211,9 +240,12 @@ class RecipeCLI(LightningCLI):
                 return Trainer(accelerator="cpu", devices=1, logger=False, barebones=True)
             return self._instantiate_trainer({**trainer, **CHECK}, [StopAfterOneBatch()])
         callbacks: list[Callback] = [FigureWriter(), RecordWriter()]
+        assert self.run_dir is not None
         if config.init_from is not None:
             callbacks.append(InitialWeights(config.init_from))
-        assert self.run_dir is not None
+        if config.init_from_merge is not None:
+            merged = self.run_dir / MERGED_FILE
+            callbacks.append(InitialWeights(merged, config.init_from_merge))
         if trainer.logger in (None, True):
             trainer.logger = EventLogger(self.run_dir) if self.command == "fit" else False
         is_terminal = sys.stdout.isatty()
@@ -274,6 +306,7 @@ class BuildCLI(RecipeCLI):
         """Leaves out what need not be there: data, loggers, accelerators of the run."""
         config = self.config[self.subcommand]
         config.pop("data", None)
+        fill_placeholders(config.trainer, {"recipes": str(RECIPES)})
         callbacks = config.trainer.callbacks
         config.trainer = Namespace(callbacks=callbacks)  # type: ignore[no-untyped-call]
 
@@ -334,110 +367,6 @@ class StopAfterOneBatch(Callback):
         trainer.should_stop = True
 
 
-class InitialWeights(Callback):
-    """Loads the weights of a checkpoint, and nothing else of it, before the first batch.
-
-    Args:
-        path: A Lightning checkpoint or a safetensors file whose names match the module's.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Notices a missing or damaged file before any work is done."""
-        if not self.path.exists():
-            raise ValueError(f"--init_from: no file '{self.path}'")
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the weights for training."""
-        load_weights(pl_module, self.path)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the weights for the command `validate`."""
-        if trainer.state.fn == "validate":
-            load_weights(pl_module, self.path)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the weights for the command `test`."""
-        load_weights(pl_module, self.path)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the weights for the command `predict`."""
-        load_weights(pl_module, self.path)
-
-
-def load_weights(module: LightningModule, path: Path) -> None:
-    """Copies the weights in a file into a module, a quantised one or not.
-
-    Raises:
-        ValueError: As `read_checkpoint` and `copy_weights`.
-    """
-    copy_weights(module, read_checkpoint(path)["state_dict"], path)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a Lightning checkpoint, or the weights in a safetensors file as its `state_dict`.
-
-    Raises:
-        ValueError: The file is damaged, holds Python objects, or no `state_dict`.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return {"state_dict": load_file(path)}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is no Lightning checkpoint: it has no `state_dict`")
-    return checkpoint
-
-
-def copy_weights(module: LightningModule, weights: dict[str, Any], path: Path) -> None:
-    """Copies weights into a module, whose layers fill in what can be made from them.
-
-    A quantised layer takes learned scales from a plain weight. Those of a quantised checkpoint that
-    this module has no use for are left out, with a note.
-
-    Args:
-        module: Where to.
-        weights: A state dict.
-        path: Where it was read, for messages.
-
-    Raises:
-        ValueError: The names or shapes differ; the message gives examples.
-    """
-    own = module.state_dict()
-    learned = {n for n in weights.keys() - own.keys() if QUANTIZER_PARAMETER.search(n)}
-    if learned:
-        note(f"{len(learned)} learned scales in {path} are left out: this run has none like them")
-    weights = {name: value for name, value in weights.items() if name not in learned}
-    shapes = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
-    _refuse(path, "has other shapes for", shapes)
-    report = module.load_state_dict(weights, strict=False)
-    # A quantizer's are missing only where its weight is, which they start from; of tied weights
-    # safetensors files name one.
-    given = {own[name].data_ptr() for name in weights.keys() & own.keys()}
-    missing = [
-        name
-        for name in report.missing_keys
-        if not QUANTIZER_PARAMETER.search(name) and own[name].data_ptr() not in given
-    ]
-    _refuse(path, "lacks", missing)
-    _refuse(path, "has unknown", report.unexpected_keys)
-
-
-def _refuse(path: Path, problem: str, names: list[str]) -> None:
-    """Raises an error of one line about weights, if there are any."""
-    if names:
-        raise ValueError(
-            f"{path} {problem} {len(names)} weights of this model, such as {min(names)}"
-        )
-
-
 def hyperparameter_differences(path: Path, model: LightningModule) -> list[str]:
     """What a checkpoint's hyperparameters say differently from the model that will load it."""
     stored = read_hyperparameters(path)
@@ -458,25 +387,20 @@ def save_config(content: dict[str, Any], path: Path) -> None:
         yaml.safe_dump(content, file, sort_keys=False)
 
 
-def fill_run_dir(value: Any, run_dir: Path) -> Any:
-    """Replaces `${run_dir}` in every text inside a parsed configuration."""
+def fill_placeholders(value: Any, values: dict[str, str]) -> Any:
+    """Replaces `${run_dir}` and the like in every text inside a parsed configuration.
+
+    Args:
+        value: The configuration, changed in place where it is a mapping.
+        values: What each placeholder stands for.
+    """
     if isinstance(value, str):
-        return value.replace("${run_dir}", str(run_dir))
+        for name, text in values.items():
+            value = value.replace(f"${{{name}}}", text)
+        return value
     if isinstance(value, list):
-        return [fill_run_dir(item, run_dir) for item in value]
+        return [fill_placeholders(item, values) for item in value]
     if isinstance(value, Namespace | dict):
         for key, item in list(value.items() if isinstance(value, dict) else vars(value).items()):
-            value[key] = fill_run_dir(item, run_dir)
+            value[key] = fill_placeholders(item, values)
     return value
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the first of the run; known before the Trainer exists."""
-    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
-    return rank == 0
-
-
-@rank_zero_only
-def note(line: str) -> None:
-    """Tells the user something that is not an error."""
-    print(f"note: {line}", file=sys.stderr)

@@ -1,11 +1,8 @@
 """Writing what a network was trained to be: full precision, rounded, or packed."""
 
 import copy
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,7 +12,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..files import sync_folder, write_json
+from ..files import atomic_folder, write_json
 from .compressed import write_compressed
 from .layers import FakeQuantLayer
 from .networks import describe_network, library_of, plain_copy
@@ -90,7 +87,8 @@ def export_quantized(
         )
     if "" in layers:
         raise ValueError("the network is a single layer without a name: put it into a module")
-    with _new_folder(folder, overwrite) as temporary:
+    refuse_existing(folder, overwrite)
+    with atomic_folder(folder) as temporary:
         notes = _write(network, layers, temporary, format)
         size = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
     return Export(
@@ -179,28 +177,6 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
             raise ValueError(f"{folder} exists: choose another folder, or pass --overwrite")
         if not (folder.is_dir() and (folder / CONFIG).is_file()):
             raise ValueError(f"{folder} holds no export, so it is not overwritten: delete it first")
-
-
-@contextmanager
-def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary folder that takes the place of `folder` when no error occurs."""
-    refuse_existing(folder, overwrite)
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _num_bytes(network: nn.Module) -> int:
