@@ -272,7 +272,6 @@ def test_what_is_wrong_is_one_line(project, capsys):
         ({"fit_every_n_val": 0}, "fit_every_n_val must be 1 or more, got 0"),
         ({"lr_group": -1}, "lr_group must be 0 or more, got -1"),
         ({"laws": ["chinchilla"]}, "laws: chinchilla: there are relaxation, mpl, tissue"),
-        ({"prior_path": "none.json"}, "no annealing prior 'none.json'"),
         (
             {"hypothetical": [HypotheticalDecay(decay_ratio=0.2)] * 2},
             "hypothetical: names must differ",
@@ -286,6 +285,11 @@ def test_what_is_wrong_is_one_line(project, capsys):
 def test_a_wrong_setting_is_one_line(settings, message):
     with pytest.raises(ValueError, match=message):
         AnnealingPrediction(**settings)
+
+
+def test_a_prior_that_is_not_there_is_one_line_before_training(tmp_path):
+    with pytest.raises(ValueError, match="no annealing prior 'none.json'"):
+        train(tmp_path, AnnealingPrediction(prior_path="none.json"), max_steps=20)
 
 
 def test_a_parameter_group_that_is_not_there_is_one_line(tmp_path):
