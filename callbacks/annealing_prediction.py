@@ -19,11 +19,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..modules.annealing_curve import LossCurve, write_curve
-from ..modules.annealing_figure import MergedLoss, draw_annealing
-from ..modules.annealing_forecast import Forecast, RunFit, fit_run, forecast, has_probe_decay
 from ..modules.annealing_law import LAWS, Array, HypotheticalDecay, LawName, LRHistory
-from ..modules.annealing_prior import AnnealingPrior, fit_prior
+from ..modules.annealing_law.curve import LossCurve, write_curve
+from ..modules.annealing_law.figure import MergedLoss, draw_annealing
+from ..modules.annealing_law.forecasting import Forecast, RunFit, fit_run, forecast, has_probe_decay
+from ..modules.annealing_law.prior import AnnealingPrior, fit_prior
 from ..modules.files import atomic_write
 
 if TYPE_CHECKING:

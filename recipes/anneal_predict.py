@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from ..modules.merge_weights import DecayShape
 
 if TYPE_CHECKING:
-    from ..modules.annealing_curve import LossCurve
-    from ..modules.annealing_forecast import Forecast
     from ..modules.annealing_law import HypotheticalDecay, LawName
-    from ..modules.annealing_prior import AnnealingPrior
+    from ..modules.annealing_law.curve import LossCurve
+    from ..modules.annealing_law.forecasting import Forecast
+    from ..modules.annealing_law.prior import AnnealingPrior
 
 
 def anneal_predict(
@@ -70,8 +70,8 @@ def anneal_predict(
     for path in names:
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists: choose another --out or pass --overwrite")
-    from ..modules.annealing_curve import read_curve
     from ..modules.annealing_law import LAW_NAMES, HypotheticalDecay
+    from ..modules.annealing_law.curve import read_curve
 
     chosen: list[LawName] = list(laws or LAW_NAMES)
     if fit_prior is not None:
@@ -83,14 +83,14 @@ def anneal_predict(
     if decay_ratio is None and decay_steps is None:
         decay_ratio = 0.2
     decay = HypotheticalDecay(None, decay_ratio, decay_steps, shape, min_ratio)
-    from ..modules.annealing_prior import AnnealingPrior
+    from ..modules.annealing_law.prior import AnnealingPrior
 
     known = None if prior is None else AnnealingPrior.read(prior)
     _predict(read_curve(curve, warmup), known, until, decay, chosen, min_points, out)
 
 
 def _fit_prior(curves: "list[LossCurve]", laws: "list[LawName]", out: Path) -> None:
-    from ..modules.annealing_prior import fit_prior
+    from ..modules.annealing_law.prior import fit_prior
 
     found = fit_prior(curves, laws)
     found.write(out)
@@ -113,7 +113,7 @@ def _predict(
 ) -> None:
     import numpy as np
 
-    from ..modules.annealing_forecast import fit_run, forecast
+    from ..modules.annealing_law.forecasting import fit_run, forecast
 
     if until is None:
         until = min(whole.decay_start, int(whole.steps[-1]) + 1)
@@ -158,7 +158,7 @@ def _write(out: Path, whole: "LossCurve", forecasts: "list[Forecast]", until: in
     import csv
     from dataclasses import asdict
 
-    from ..modules.annealing_figure import draw_annealing
+    from ..modules.annealing_law.figure import draw_annealing
     from ..modules.files import atomic_write, write_json
 
     rows = [{k: v for k, v in asdict(found).items() if k != "path"} for found in forecasts]

@@ -12,12 +12,17 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from tenfold.modules import annealing_forecast
-from tenfold.modules.annealing_curve import LossCurve
-from tenfold.modules.annealing_forecast import fit_run, forecast
-from tenfold.modules.annealing_law import LAWS, AnnealingLaw, MultiPowerLaw, RelaxationLaw
-from tenfold.modules.annealing_law_fit import AlphaPrior, fit_law, fit_progress
-from tenfold.modules.annealing_prior import AnnealingPrior, PriorLaw, fit_prior
+from tenfold.modules.annealing_law import (
+    LAWS,
+    AnnealingLaw,
+    MultiPowerLaw,
+    RelaxationLaw,
+    forecasting,
+)
+from tenfold.modules.annealing_law.curve import LossCurve
+from tenfold.modules.annealing_law.fit import AlphaPrior, fit_law, fit_progress
+from tenfold.modules.annealing_law.forecasting import fit_run, forecast
+from tenfold.modules.annealing_law.prior import AnnealingPrior, PriorLaw, fit_prior
 
 DATA = Path(__file__).parents[1] / "data" / "loss_curves"
 PEAK, WARMUP = 3e-4, 2160
@@ -269,7 +274,7 @@ def main() -> None:
             show(f"begin cut at {first}", RelaxationLaw)
     for spread in (0.03, 0.05, 0.2, 5.0):
         prior = partial(AlphaPrior, spread=spread)
-        with patch.object(annealing_forecast, "AlphaPrior", prior):
+        with patch.object(forecasting, "AlphaPrior", prior):
             show(f"spread of alpha {spread}", RelaxationLaw)
 
     print("rows by what the prior was fitted on")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from tenfold.callbacks.annealing_prediction import AnnealingPrediction
-from tenfold.modules.annealing_curve import read_curve
 from tenfold.modules.annealing_law import HypotheticalDecay, RelaxationLaw
-from tenfold.modules.annealing_prior import AnnealingPrior, PriorLaw
+from tenfold.modules.annealing_law.curve import read_curve
+from tenfold.modules.annealing_law.prior import AnnealingPrior, PriorLaw
 from tenfold.modules.optimization import WarmupStableDecay
 from tenfold.recipes.cli import main
 from torch import nn
@@ -288,7 +288,7 @@ def test_a_wrong_setting_is_one_line(settings, message):
 
 
 def test_a_prior_that_is_not_there_is_one_line_before_training(tmp_path):
-    with pytest.raises(ValueError, match="no annealing prior 'none.json'"):
+    with pytest.raises(ValueError, match=r"no annealing prior 'none\.json'"):
         train(tmp_path, AnnealingPrediction(prior_path="none.json"), max_steps=20)
 
 

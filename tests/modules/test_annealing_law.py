@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tenfold.modules.annealing_law import (
+from tenfold.modules.annealing_law.laws import (
     LAWS,
     AnnealingLaw,
     HypotheticalDecay,

@@ -8,10 +8,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tenfold.modules.annealing_curve import LossCurve, read_curve, write_curve
-from tenfold.modules.annealing_figure import MergedLoss, draw_annealing
-from tenfold.modules.annealing_forecast import fit_run, forecast
-from tenfold.modules.annealing_law import (
+from tenfold.modules.annealing_law.curve import LossCurve, read_curve, write_curve
+from tenfold.modules.annealing_law.figure import MergedLoss, draw_annealing
+from tenfold.modules.annealing_law.fit import AlphaPrior, fit_law, fit_progress, resample_progress
+from tenfold.modules.annealing_law.forecasting import fit_run, forecast
+from tenfold.modules.annealing_law.laws import (
     LAWS,
     AnnealingLaw,
     HypotheticalDecay,
@@ -20,8 +21,7 @@ from tenfold.modules.annealing_law import (
     RelaxationLaw,
     TissueLaw,
 )
-from tenfold.modules.annealing_law_fit import AlphaPrior, fit_law, fit_progress, resample_progress
-from tenfold.modules.annealing_prior import AnnealingPrior, PriorLaw, fit_prior, scale_gain
+from tenfold.modules.annealing_law.prior import AnnealingPrior, PriorLaw, fit_prior, scale_gain
 
 PEAK = 3e-4
 TRUE = {

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from tenfold.modules.annealing_curve import write_curve
 from tenfold.modules.annealing_law import LRHistory, RelaxationLaw
-from tenfold.modules.annealing_prior import AnnealingPrior
+from tenfold.modules.annealing_law.curve import write_curve
+from tenfold.modules.annealing_law.prior import AnnealingPrior
 from tenfold.recipes.cli import main
 
 CURVES = Path(__file__).parents[1] / "data" / "loss_curves"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .annealing_curve import LossCurve
-from .annealing_law import LAWS, AnnealingLaw, Array
-from .annealing_law_fit import fit_law
-from .files import write_json
+from ..files import write_json
+from .curve import LossCurve
+from .fit import fit_law
+from .laws import LAWS, AnnealingLaw, Array
 
 FORMAT = "tenfold annealing prior 1"
 ERROR_OF_ONE = 0.1  # gain_error of a prior with one annealed curve, at least

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .annealing_curve import LossCurve
-from .annealing_forecast import Forecast
+from .curve import LossCurve
+from .forecasting import Forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

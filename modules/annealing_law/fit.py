@@ -1,4 +1,4 @@
-"""Fits the laws of `annealing_law` to loss curves.
+"""Fits the laws to loss curves.
 
 L0, A and B enter a law linearly. For given exponents they are solved for, by weighted least squares
 without negative coefficients, the weights being those of the Huber loss; so a search is left over
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize
 
-from .annealing_curve import LossCurve
-from .annealing_law import AnnealingLaw, Array, Exposure
+from .curve import LossCurve
+from .laws import AnnealingLaw, Array, Exposure
 
 HUBER_THRESHOLD = 1e-3
 """Of the relative residual, as in both papers (there of log losses, the same to first order)."""

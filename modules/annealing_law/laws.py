@@ -2,7 +2,7 @@
 
 All laws are L(s) = L0 + A P(s)^-alpha - B R(s): P is the progress that the rates up to step s
 made, R the response to the drops of the rate among them. At a constant rate R says nothing, so its
-constants come from runs that were annealed (`annealing_prior`); L0, A and alpha are the run's own.
+constants come from runs that were annealed (`prior`); L0, A and alpha are the run's own.
 
 Steps count optimizer steps from 0; the loss at step s is that after the step which used the rate
 eta_s. Everything is numpy float64.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from .merge_weights import DECAY_SHAPES, DecayShape, decay_fraction
+from ..merge_weights import DECAY_SHAPES, DecayShape, decay_fraction
 
 Array = NDArray[np.float64]
 Steps = NDArray[np.int64]

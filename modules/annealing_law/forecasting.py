@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import stats
 
-from .annealing_curve import LossCurve
-from .annealing_law import LAWS, AnnealingLaw, Array, LawName
-from .annealing_law_fit import AlphaPrior, LawFit, fit_law, fit_progress, resample_progress
-from .annealing_prior import ERROR_OF_ONE, AnnealingPrior, scale_gain
+from .curve import LossCurve
+from .fit import AlphaPrior, LawFit, fit_law, fit_progress, resample_progress
+from .laws import LAWS, AnnealingLaw, Array, LawName
+from .prior import ERROR_OF_ONE, AnnealingPrior, scale_gain
 
 LOWEST_R2 = 0.97
 PEAK_TOLERANCE = 0.1  # relative; constants are not those of another rate

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .annealing_law import Array, LRHistory, Steps, decay_start, warmup_steps
-from .files import atomic_write
+from ..files import atomic_write
+from .laws import Array, LRHistory, Steps, decay_start, warmup_steps
 
 CURVE_FILE = "loss_curve.csv"
 HISTORY_FILE = "lr_history.json"
