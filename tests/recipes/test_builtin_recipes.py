@@ -105,10 +105,10 @@ def test_every_study_can_be_planned(name, project, capsys):
 
 
 # Distributed overlays change the process they run in: below, from the command line.
-RUNNABLE = {"overlays/bf16", "overlays/csv", "overlays/ema"}
+RUNNABLE = {"bf16", "csv", "ema", "merge_sma", "merge_wsm", "anneal_prediction"}
 
 
-@pytest.mark.parametrize("name", sorted(RUNNABLE & set(OVERLAYS)))
+@pytest.mark.parametrize("name", sorted(f"overlays/{name}" for name in RUNNABLE))
 def test_overlays_train_on_this_machine(name, project):
     fit = ["fit", "--config", "recipe.yaml", "--config", name, "--run_dir", "run"]
     assert main([*fit, "--trainer.max_steps", "4"]) == 0
