@@ -41,6 +41,7 @@ FORMAT = 1
 FOLDER = "merging"
 LARGE_WINDOW = 0.3  # of a run: the merge then lags behind (PMA, section 4.3)
 StorageDtype = Literal["float32", "bfloat16", "float16"]
+EVALUATED = ("scheme", "first_step", "last_step", "duration_steps")
 # Attributes that a checkpoint carries.
 STATE = (
     *("evaluations", "_counts", "_lr", "_lr_area", "_reference_lr"),
@@ -383,12 +384,13 @@ class CheckpointMerging(Callback):
                         "merging: evaluation given up, a checkpoint was wanted meanwhile"
                     )
                     return
-                if is_first and self.save_merged != "none":
+                if is_first and self.save_merged != "none" and merge.swap.own is not None:
                     self._save(merge, trainer, module)
+            spans = merge.description()
             self.evaluations.append(
                 {
                     "step": trainer.global_step,
-                    **merge.description(),
+                    **{key: spans[key] for key in EVALUATED},
                     "metrics": metrics,
                     "live": {name: live[name] for name in metrics if name in live},
                 }
@@ -471,7 +473,8 @@ class CheckpointMerging(Callback):
 
     def run_info(self) -> dict[str, Any]:
         """Returns what was merged, for `metrics.json`."""
-        last = self.evaluations[-1] if self.evaluations else {}
+        own = [e for e in self.evaluations if e["scheme"] == self.scheme.name]
+        last = {"steps": self._merged_steps, **own[-1]} if own else {}
         return {"merging": {**asdict(self.scheme), "name": self.scheme.name, "last": last}}
 
     def figures(self) -> dict[str, "Figure"]:
