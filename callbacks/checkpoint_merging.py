@@ -5,6 +5,7 @@ snapshots taken some distance apart is about as good as the model after a decay.
 """
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..modules.merge_weights import DecayShape, MergeScheme, Scheme
@@ -104,6 +106,10 @@ class CheckpointMerging(Callback):
             the settings above about when snapshots are taken then have no meaning.
         storage_dtype: "float32", "bfloat16" or "float16" for the ring; None keeps the weights'
             own. Sums are in float32 always.
+        dirpath: Folder of ring and merged files; None: `merging/` in the run directory.
+        include: Regular expressions, searched for in the names of parameters and buffers: what is
+            merged; None: all. What is not merged stays as it is in the module.
+        exclude: The same: what is not.
         buffers: "last": floating buffers are those of the newest snapshot. "average": merged too.
             Integer buffers are always the newest's.
         bn_update: "auto": BatchNorm statistics of the merge are taken anew from training batches.
@@ -144,6 +150,9 @@ class CheckpointMerging(Callback):
         on_lr_change: Literal["stop", "clear", "ignore"] = "stop",
         storage: Literal["disk", "cpu", "checkpoints"] = "disk",
         storage_dtype: StorageDtype | None = None,
+        dirpath: str | None = None,
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
         buffers: Literal["last", "average"] = "last",
         bn_update: Literal["auto", "none"] = "auto",
         bn_num_batches: int = 100,
@@ -171,6 +180,9 @@ class CheckpointMerging(Callback):
         self.on_lr_change = on_lr_change
         self.storage = storage
         self.storage_dtype = getattr(torch, storage_dtype) if storage_dtype else None
+        self.dirpath = dirpath
+        self.include = include
+        self.exclude = exclude or []
         self.buffers = buffers
         self.bn_update = bn_update
         self.bn_num_batches = bn_num_batches
@@ -248,7 +260,7 @@ class CheckpointMerging(Callback):
             return MemoryStorage(self.storage_dtype)
         run_dir = Path(trainer.default_root_dir)
         if self.storage == "disk":
-            return DiskStorage(run_dir / FOLDER / "ring", rank, self.storage_dtype)
+            return DiskStorage(self._folder(trainer) / "ring", rank, self.storage_dtype)
         keeper = trainer.checkpoint_callback
         if not isinstance(keeper, RunCheckpoint) or keeper.monitor is None:
             raise ValueError("storage: checkpoints needs checkpoint.monitor, which keeps any")
@@ -258,6 +270,25 @@ class CheckpointMerging(Callback):
                 f"checkpoint.save_top_k is {keeper.save_top_k}: raise it to keep all of them"
             )
         return CheckpointStorage(run_dir / "checkpoints")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / FOLDER
+
+    def tensors(self, module: LightningModule) -> dict[str, Tensor]:
+        """The live tensors of a module that are merged, by name.
+
+        Raises:
+            ValueError: `include` and `exclude` leave none.
+        """
+
+        def is_chosen(name: str) -> bool:
+            is_included = self.include is None or any(re.search(p, name) for p in self.include)
+            return is_included and not any(re.search(p, name) for p in self.exclude)
+
+        tensors = {n: t for n, t in mergeable_tensors(module).items() if is_chosen(n)}
+        if not tensors:
+            raise ValueError(f"include {self.include}, exclude {self.exclude}: nothing is merged")
+        return tensors
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets all processes agree on what is in the ring."""
@@ -272,6 +303,7 @@ class CheckpointMerging(Callback):
                 f"save_format: hf: {type(pl_module).__name__} has no `network` of transformers; "
                 "use lightning or safetensors"
             )
+        self.tensors(pl_module)  # refuses patterns that leave none
         self._refresh(trainer)
         self._counts["step"] = trainer.global_step
         every, total = self.intervals["every_n_train_steps"], trainer.estimated_stepping_batches
@@ -332,10 +364,10 @@ class CheckpointMerging(Callback):
     def _push(self, trainer: Trainer, module: LightningModule) -> None:
         step, tokens = self._counts["step"], self._counts["tokens"]
         snapshot = Snapshot(step, self._lr, self._lr_area, tokens or None)
-        self.ring.push(snapshot, mergeable_tensors(module))
+        self.ring.push(snapshot, self.tensors(module))
         if trainer.is_global_zero and self.storage == "disk":
             self.ring.write_manifest(
-                Path(trainer.default_root_dir) / FOLDER / "ring.json",
+                self._folder(trainer) / "ring.json",
                 world_size=trainer.world_size if self._is_sharded else 1,
                 scheme=asdict(self.scheme),
             )
@@ -365,8 +397,8 @@ class CheckpointMerging(Callback):
         """A merge of the ring for `lend`; by default as the callback is set to."""
         scheme = scheme or self.scheme
         num = getattr(scheme, "last", None) or self.num_checkpoints
-        swap = WeightSwap(module, mergeable_tensors(module))
-        return Merge(scheme, self.ring.entries[-num:], swap, self.buffers == "average")
+        names, swap = self.tensors(module).keys(), WeightSwap(module, mergeable_tensors(module))
+        return Merge(scheme, self.ring.entries[-num:], names, swap, self.buffers == "average")
 
     def _evaluate_all(self, trainer: Trainer, module: LightningModule) -> None:
         started = time.monotonic()
@@ -440,7 +472,7 @@ class CheckpointMerging(Callback):
 
     def _save(self, merge: Merge, trainer: Trainer, module: LightningModule) -> None:
         name = self.filename.format(step=trainer.global_step) + SUFFIXES[self.save_format]
-        path = Path(trainer.default_root_dir) / FOLDER / name
+        path = self._folder(trainer) / name
         save_merge(merge, trainer, module, path, self.save_format)
         previous, self._saved = self._saved, path.name
         is_last_only = self.save_merged == "last" and trainer.is_global_zero

@@ -1,7 +1,7 @@
 """Merged weights in a live module for a while, and as files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -38,12 +38,14 @@ class Merge:
     Args:
         scheme: How snapshots are weighted.
         entries: The snapshots, oldest first.
-        swap: Puts it into the module.
+        names: What is merged; all else stays the module's own.
+        swap: Puts it into the module, of which it holds all tensors.
         average_buffers: Whether floating buffers are merged, or the newest snapshot's.
     """
 
     scheme: MergeScheme
     entries: list[Snapshot]
+    names: Collection[str]
     swap: WeightSwap
     average_buffers: bool = False
     statistics: dict[str, float] = field(default_factory=dict)
@@ -78,7 +80,8 @@ class Merge:
         weights, trajectory = self.weights, Trajectory(len(self.entries))
         is_sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         with ring.open(self.entries) as readers:
-            for name, own in self.swap.tensors.items():
+            for name in self.names:
+                own = self.swap.tensors[name]
                 value = torch.empty_like(own)
                 is_averaged = own.is_floating_point() or own.is_complex()
                 if name in buffers and not (is_averaged and self.average_buffers):

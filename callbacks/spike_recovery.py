@@ -1,5 +1,6 @@
 """Out of a loss spike: back to the mean of the last good snapshots, and on past the bad data."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from ..modules.merge_weights import MergeScheme
-from ..modules.weight_averaging import WeightSwap, local_tensor, mergeable_tensors
+from ..modules.weight_averaging import local_tensor
 from .checkpoint_merging import CheckpointMerging
-from .merged_weights import Merge
 
 OptimizerState = list[dict[str, Any]]  # one entry per parameter, in the optimizer's order
 
@@ -111,8 +111,8 @@ class SpikeRecovery(SpikeDetection):
                 "earlier or closer (CheckpointMerging)"
             )
         entries = good[-self.num_checkpoints :]
-        swap = WeightSwap(module, mergeable_tensors(module))
-        Merge(MergeScheme("sma"), entries, swap).put(trainer, merging.ring)
+        merge = replace(merging.merge(module, MergeScheme("sma")), entries=entries)
+        merge.put(trainer, merging.ring)
         merging.ring.entries = good
         restored = self._restore_optimizers(trainer, entries[-1].step)
         for parameter in module.parameters():

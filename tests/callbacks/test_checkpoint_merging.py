@@ -265,6 +265,29 @@ def test_bookkeeping_of_a_language_model_is_left_alone(project):
     assert_trained_alike(plain, merging)
 
 
+def test_what_is_left_out_stays_the_modules_own(project):
+    patterns = {"include": ["^embed", "^head", "^norm"], "exclude": ["bias$"]}
+    where = {"dirpath": "elsewhere", "save_merged": "last", "bn_update": "none"}
+    ended = fit("run", "--config", overlay(**patterns, **where))
+    (path,) = Path("elsewhere").glob("merged_*.ckpt")
+    assert not Path("run/merging").exists()
+    files = [load_file(p) for p in sorted(Path("elsewhere/ring").glob("step_*/*.safetensors"))]
+    assert {"embed.weight", "head.weight"} <= files[0].keys()
+    assert not {"embed.bias", "shared"} & files[0].keys()
+    merged = torch.load(path, weights_only=True)["state_dict"]
+    mean = torch.stack([tensors["head.weight"] for tensors in files]).mean(0)
+    assert torch.allclose(merged["head.weight"], mean, atol=1e-7)
+    for name in ("embed.bias", "shared"):  # the last step is a validated one
+        assert torch.equal(merged[name], ended["state_dict"][name]), name
+
+
+def test_statistics_that_are_left_out_come_back_too(project):
+    """Batch statistics are calibrated for the merge though the layer is not part of it."""
+    plain = fit("plain")
+    assert_trained_alike(plain, fit("run", "--config", overlay(exclude=["^norm"])))
+    assert metrics("run")["merged/val/loss"] != metrics("run")["val/loss"]
+
+
 # When
 
 
@@ -552,6 +575,7 @@ def test_contradictions_are_named(settings, message):
     [
         ({"storage": "checkpoints"}, [], "checkpoint.save_top_k is 1"),
         ({"every_n_train_steps": 2, "scheme": "mean"}, [], "scheme"),
+        ({"every_n_train_steps": 2, "include": ["nothing"]}, [], "nothing is merged"),
         ({"every_n_train_steps": 2, "save_format": "hf"}, [], "Normed has no `network`"),
     ],
 )
