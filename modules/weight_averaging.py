@@ -74,14 +74,14 @@ class Trajectory:
     """How the parameters moved from snapshot to snapshot; summed up tensor by tensor.
 
     Args:
-        num_snapshots: How many there are, at least 2.
+        num_snapshots: How many there are.
     """
 
     def __init__(self, num_snapshots: int) -> None:
         steps = num_snapshots - 1
         # Squares of each step, products of neighbouring steps, squares of the whole way, of the
         # merged and of the newest parameters: one tensor, so that shards are summed at once.
-        self.sums = torch.zeros(2 * steps + 2, dtype=torch.float64)
+        self.sums = torch.zeros(steps + max(steps - 1, 0) + 3, dtype=torch.float64)
         self.num_steps = steps
 
     def add(self, tensors: Iterable[Tensor], merged: Tensor) -> None:
@@ -115,7 +115,7 @@ class Trajectory:
         """
         sums, steps = self.sums.tolist(), self.num_steps
         lengths = [math.sqrt(square) for square in sums[:steps]]
-        pairs = zip(sums[steps : 2 * steps - 1], lengths, lengths[1:], strict=False)
+        pairs = zip(sums[steps:-3], lengths, lengths[1:], strict=False)
         cosines = [product / (a * b) for product, a, b in pairs if a * b > 0]
         way, merged, newest = (math.sqrt(square) for square in sums[-3:])
         statistics = {"drift_ratio": way / sum(lengths) if sum(lengths) else 0.0}

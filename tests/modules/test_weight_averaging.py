@@ -106,6 +106,9 @@ def test_a_straight_and_a_resting_trajectory():
     assert straight.statistics()["drift_ratio"] == pytest.approx(1)
     assert straight.statistics()["update_cosine"] == pytest.approx(1)
     assert resting.statistics() == {"drift_ratio": 0.0, "norm_ratio": 1.0}
+    single = Trajectory(1)
+    single.add([torch.ones(2)], torch.ones(2))
+    assert single.statistics() == {"drift_ratio": 0.0, "norm_ratio": 1.0}
 
 
 @pytest.mark.parametrize("inference", [False, True])
