@@ -206,7 +206,8 @@ class CheckpointMerging(Callback):
         self._num_validations = 0
         self._merged_steps: list[int] = []  # of the snapshots in the last merge
         self._saved: str | None = None  # file of the last merge
-        self._trained_norms: set[str] = set()  # BatchNorm layers whose statistics training updates
+        # BatchNorm layers whose statistics training updates; known from the first step on.
+        self._trained_norms: set[str] | None = None
 
     def _check(self) -> None:
         given = {name: n for name, n in self.intervals.items() if n is not None}
@@ -304,7 +305,7 @@ class CheckpointMerging(Callback):
                 "use lightning or safetensors"
             )
         self.tensors(pl_module)  # refuses patterns that leave none
-        self._refresh(trainer)
+        self.refresh(trainer)
         self._counts["step"] = trainer.global_step
         every, total = self.intervals["every_n_train_steps"], trainer.estimated_stepping_batches
         if every and every * self.num_checkpoints > LARGE_WINDOW * total:
@@ -337,7 +338,9 @@ class CheckpointMerging(Callback):
         units = zip(counts, self.intervals.values(), strict=True)
         is_due = any(every and counts[c] // every > self._counts[c] // every for c, every in units)
         self._counts = counts
-        self._trained_norms |= {n for n, norm in batch_norms(pl_module).items() if norm.training}
+        if is_due or self._trained_norms is None:
+            norms = batch_norms(pl_module)
+            self._trained_norms = {name for name, norm in norms.items() if norm.training}
         if is_due and step >= self.start_step and self._is_stable(step):
             self._push(trainer, pl_module)
 
@@ -381,7 +384,7 @@ class CheckpointMerging(Callback):
         self._num_validations += 1
         if self._num_validations % self.evaluate_every_n_val:
             return
-        self._refresh(trainer)
+        self.refresh(trainer)
         steps = [entry.step for entry in self.ring.entries]
         if len(steps) < self.min_checkpoints or steps == self._merged_steps:
             return
@@ -446,7 +449,8 @@ class CheckpointMerging(Callback):
                 raise _RestoredError
 
         with isolated(trainer, module) as results:
-            norms = [m for n, m in batch_norms(module).items() if n in self._trained_norms]
+            trained = self._trained_norms or set()
+            norms = [norm for name, norm in batch_norms(module).items() if name in trained]
             if norms and self.bn_update == "auto":
                 recalibrate_batch_norm(
                     trainer, module, norms, self.bn_num_batches, stop_if_restored
@@ -454,8 +458,8 @@ class CheckpointMerging(Callback):
             values = validate_again(trainer, module, results, stop_if_restored)
         return {name: float(value) for name, value in values.items()}
 
-    def _refresh(self, trainer: Trainer) -> None:
-        """Leaves in the ring what all processes can read."""
+    def refresh(self, trainer: Trainer) -> None:
+        """Leaves in the ring what all processes can read; all take part."""
         if isinstance(self.ring.storage, CheckpointStorage):
             steps = self.ring.storage.steps() if trainer.is_global_zero else []
             steps = [step for step in steps if self.start_step <= step <= trainer.global_step]
@@ -482,7 +486,7 @@ class CheckpointMerging(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves merged weights in the module in memory, if asked to."""
         if self.swap_on_train_end:
-            self._refresh(trainer)
+            self.refresh(trainer)
             if len(self.ring.entries) >= self.min_checkpoints:
                 self.merge(pl_module).put(trainer, self.ring)
 

@@ -100,6 +100,7 @@ class SpikeRecovery(SpikeDetection):
         trainer: Trainer = fabric
         module, step = trainer.lightning_module, trainer.global_step
         merging = _find_merging(trainer)
+        merging.refresh(trainer)
         mean = float(self.running_mean.compute())
         spike = f"loss spike at step {step} ({self._loss:.4g}, mean of the last ones {mean:.4g})"
         good = [e for e in merging.ring.entries if e.step <= step - self.distrusted_steps]

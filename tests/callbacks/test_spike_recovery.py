@@ -126,6 +126,21 @@ def test_a_loss_that_is_no_number_is_a_spike(project):
     assert all(value.isfinite().all() for value in last("run")["state_dict"].values())
 
 
+def test_one_snapshot_is_enough(project):
+    """A spike so soon after the warm-up that there is only one old enough."""
+    with pytest.warns(UserWarning, match="mean of the snapshots of steps 4,"):
+        assert run("run", RING, recovery(), poison(9), steps=30) == 0
+    assert metrics("run")["run"]["spike_recoveries"][0]["merged_steps"] == [4]
+
+
+def test_lost_snapshots_are_done_without(project):
+    """A missing file is named, and the others serve."""
+    lose = {"class_path": "normed.Lose", "init_args": {"step": 50, "snapshot": 48}}
+    with pytest.warns(UserWarning, match="1 of 4 snapshots are lost.*step_00000048"):
+        assert run("run", RING, lose, recovery(), poison(52)) == 0
+    assert metrics("run")["run"]["spike_recoveries"][0]["merged_steps"] == [40, 44]
+
+
 def test_a_healthy_run_is_not_touched(project):
     assert run("plain", RING) == 0
     assert run("watched", RING, recovery()) == 0

@@ -1,6 +1,7 @@
 """A user's network with everything that a second validation could disturb."""
 
 import os
+import shutil
 import signal
 
 import torch
@@ -106,6 +107,18 @@ class During(Callback):
 
     def save(self, trainer) -> None:
         trainer.save_checkpoint("meanwhile.ckpt", weights_only=True)
+
+
+class Lose(Callback):
+    """Deletes a snapshot of the ring."""
+
+    def __init__(self, step: int, snapshot: int) -> None:
+        self.step, self.snapshot = step, snapshot
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            folder = f"merging/ring/step_{self.snapshot:08d}"
+            shutil.rmtree(os.path.join(trainer.default_root_dir, folder))  # noqa: PTH118
 
 
 class Poison(Callback):
