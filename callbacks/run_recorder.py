@@ -35,13 +35,12 @@ class RunRecorder(Callback):
     if and only if its command finished.
 
     Args:
-        command: Section to write: `fit`, `validate`, `test` or `predict`.
         seed: Seed of the run, as given.
     """
 
-    def __init__(self, command: str, seed: int | None) -> None:
-        self.command = command
+    def __init__(self, seed: int | None) -> None:
         self.seed = seed
+        self._command = ""
         self._started = 0.0
         self._has_trained = False
         self._earlier_seconds = 0.0
@@ -52,11 +51,13 @@ class RunRecorder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting where the checkpoint stopped."""
-        if self.command == "fit":
+        if self._command == "fit":
             self._earlier_seconds = float(state_dict["wall_time_s"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the clock."""
+        """Starts the clock of a command."""
+        self._command = stage
+        self._earlier_seconds = 0.0
         self._started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,7 +78,7 @@ class RunRecorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records `validate` when that is the command."""
-        if self.command == "validate":
+        if self._command == "validate":
             self._record(trainer, pl_module, {})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,7 +102,7 @@ class RunRecorder(Callback):
             offer = getattr(owner, "run_info", None)
             info |= offer() if offer else {}
         metrics = read_metrics(_run_dir(trainer))
-        metrics[self.command] = {
+        metrics[self._command] = {
             **results,
             **dict(sorted(logged.items())),
             "wall_time_s": self._wall_time(),

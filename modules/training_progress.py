@@ -1,4 +1,7 @@
-"""What a training run counts on the way: tokens, losses between logging steps, speed, curves."""
+"""What a training run counts on the way: tokens, losses between logging steps, speed, curves.
+
+What is counted need not be tokens: a module that trains on clouds or images counts those.
+"""
 
 import time
 from collections.abc import Callable
@@ -21,13 +24,23 @@ class TrainingProgress:
     Args:
         num_losses: Values that `step` receives each time.
         max_points: Points kept per curve; a longer curve is thinned to half, its last point kept.
+        unit: What is counted, for the figure.
+        loss_unit: What the loss is measured in, for the figure.
     """
 
-    def __init__(self, num_losses: int = 1, max_points: int = 4096) -> None:
+    def __init__(
+        self,
+        num_losses: int = 1,
+        max_points: int = 4096,
+        unit: str = "tokens",
+        loss_unit: str = "nats / token",
+    ) -> None:
         self.tokens = 0
         self.curves: dict[str, list[list[float]]] = {"train": [], "val": []}
         self.max_points = max_points
+        self.unit, self.loss_unit = unit, loss_unit
         self._sums = torch.zeros(num_losses + 1)  # of losses and of steps since the last average
+        self._epoch_sums = torch.zeros(2)  # of the first loss and of steps in this epoch
         self._mark: tuple[float, int] | None = None  # time and tokens when speed was last taken
         self._paused_at = 0.0
         self._timed_tokens, self._timed_seconds = 0, 0.0
@@ -39,6 +52,7 @@ class TrainingProgress:
         self.tokens += num_tokens
         sums = torch.cat((losses.detach(), losses.new_ones(1)))
         self._sums = self._sums.to(sums) + sums
+        self._epoch_sums = self._epoch_sums.to(sums) + sums[[0, -1]]
 
     def mean_losses(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> list[float]:
         """Returns the mean losses of the batches since the last call and adds a curve point.
@@ -51,6 +65,16 @@ class TrainingProgress:
         self._sums = torch.zeros_like(self._sums)
         self.add_point("train", means[0])
         return means
+
+    def epoch_mean_loss(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> float:
+        """Returns the mean of the first loss since the last call, for schedules that follow it.
+
+        Args:
+            reduce: Averages a tensor over devices.
+        """
+        total, num_steps = reduce(self._epoch_sums).tolist()
+        self._epoch_sums = torch.zeros_like(self._epoch_sums)
+        return float(total / num_steps)
 
     def add_point(self, curve: str, loss: float) -> None:
         """Adds the loss at the current number of tokens to a curve."""
@@ -85,20 +109,27 @@ class TrainingProgress:
     def state_dict(self) -> dict[str, Any]:
         """Returns counts and curves in plain types."""
         curves = deepcopy(self.curves)
-        return {"tokens": self.tokens, "curves": curves, "sums": self._sums.tolist()}
+        return {
+            "tokens": self.tokens,
+            "curves": curves,
+            "sums": self._sums.tolist(),
+            "epoch_sums": self._epoch_sums.tolist(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.tokens = state["tokens"]
         self.curves = deepcopy(state["curves"])
         self._sums = torch.tensor(state["sums"])
+        self._epoch_sums = torch.tensor(state.get("epoch_sums", [0.0, 0.0]))
 
     def figure(self) -> "Figure":
         """Draws training and validation loss against tokens."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.add_subplot(xscale="log", xlabel="tokens seen", ylabel="loss (nats / token)")
+        axes = figure.add_subplot(xscale="log")
+        axes.set(xlabel=f"{self.unit} seen", ylabel=f"loss ({self.loss_unit})")
         for name, label, style in (("train", "training", "-"), ("val", "validation", "o-")):
             if points := self.curves[name]:
                 text = f"{label}, last {points[-1][1]:.3f}"

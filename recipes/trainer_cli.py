@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..callbacks.checkpointing import (
+    LAST,
     AtomicCheckpointIO,
     RunCheckpoint,
     newest_intact_checkpoint,
@@ -123,6 +124,12 @@ class RecipeCLI(LightningCLI):
         )
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Replace results in --run_dir."
+        )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="Test the best checkpoint when training has ended.",
         )
         if self.command == "check":
             parser.add_argument(
@@ -255,7 +262,7 @@ class RecipeCLI(LightningCLI):
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         # After the others: a command counts as finished when all its files are written, and no
         # callback's start touches a resumed run's random state.
-        callbacks += [RunRecorder(self.command, config.seed_everything), RandomState()]
+        callbacks += [RunRecorder(config.seed_everything), RandomState()]
         if self.command == "fit":
             callbacks.append(config.checkpoint)
         plugins = trainer.plugins or []
@@ -289,6 +296,19 @@ class RecipeCLI(LightningCLI):
                     f"tenfold fit --run_dir {self.run_dir} --ckpt_path last"
                 ) from stop
             raise
+        config = self.config_init[self.subcommand]
+        if config.test_after_fit and self.command == "fit":
+            assert self.run_dir is not None
+            checkpoints: RunCheckpoint = config.checkpoint
+            path = self.run_dir / "checkpoints" / (checkpoints.best_checkpoint or LAST)
+            note(f"testing {path}")
+            self.trainer.test(
+                model,
+                datamodule=self.datamodule,
+                ckpt_path=path,
+                verbose=False,
+                weights_only=True,
+            )
 
 
 class BuildCLI(RecipeCLI):
@@ -340,7 +360,9 @@ def run(command: str, arguments: Arguments) -> None:
         print(f"ok: {arguments.recipe} ({size / 1e6:.3g}M parameters)")
     elif cli.trainer.is_global_zero:
         assert cli.run_dir is not None
-        print(summary(cli.run_dir, command))
+        tested = command == "fit" and cli.config_init[cli.subcommand].test_after_fit
+        for finished in ["fit", "test"] if tested else [command]:
+            print(summary(cli.run_dir, finished))
 
 
 def is_no_advertisement(record: logging.LogRecord) -> bool:
