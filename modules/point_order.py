@@ -89,11 +89,13 @@ def _key(
     if order in ("x", "y", "z"):
         return pos_BN3[..., "xyz".index(order)]
     if order == "radius":
-        return _centred(pos_BN3, real_BN)[0].norm(dim=-1).float()
+        distance_BN: Tensor = _centred(pos_BN3, real_BN)[0].norm(dim=-1).float()
+        return distance_BN
     if order.startswith("pca"):
         assert axes_B33 is not None
         axis_B31 = axes_B33[..., int(order[-1]) - 1, None]
-        return (_centred(pos_BN3, real_BN)[0] @ axis_B31).squeeze(-1).float()
+        along_BN: Tensor = (_centred(pos_BN3, real_BN)[0] @ axis_B31).squeeze(-1).float()
+        return along_BN
     cells_BN3 = _cells(pos_BN3, real_BN)
     curve = _hilbert_transpose(cells_BN3) if order == "hilbert" else cells_BN3
     return _interleave(curve).double()
@@ -114,7 +116,8 @@ def _principal_axes(centred_BN3: Tensor, count_B11: Tensor) -> Tensor:
     """Returns the axes of largest to least variance as columns, (B, 3, 3)."""
     axes_B33 = torch.linalg.eigh(centred_BN3.mT @ centred_BN3 / count_B11).eigenvectors.flip(-1)
     skew_B13 = (centred_BN3 @ axes_B33).pow(3).sum(dim=1, keepdim=True)
-    return axes_B33 * torch.where(skew_B13 < 0, -1.0, 1.0)
+    upright_B33: Tensor = axes_B33 * torch.where(skew_B13 < 0, -1.0, 1.0)
+    return upright_B33
 
 
 def _cells(pos_BN3: Tensor, real_BN: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ Tokens = Literal["pool", "interp", "exact"]
 Reduction = Literal["mean", "max", "linear", "concat"]
 
 
-class SetMixerAggregation(Aggregation):
+class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric has no types
     """Aggregates the points of a cloud through tokens along spatial orders.
 
     For each order the sorted points become M tokens; an MLP along the tokens, shared by the

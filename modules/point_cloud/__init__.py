@@ -11,4 +11,13 @@ from .pct import PCT
 from .pointnet import PointNet
 from .pointnet2 import STAGES, PointNet2, Scale, Stage
 
-__all__ = ["DGCNN", "PCT", "STAGES", "PointCloudClassifier", "PointNet", "PointNet2", "Scale", "Stage"]
+__all__ = [
+    "DGCNN",
+    "PCT",
+    "STAGES",
+    "PointCloudClassifier",
+    "PointNet",
+    "PointNet2",
+    "Scale",
+    "Stage",
+]
