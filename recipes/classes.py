@@ -5,6 +5,7 @@ compares this table with the classes that the package defines.
 """
 
 import importlib
+import warnings
 
 CLASSES = {
     "ActivationStatsMonitor": "tenfold.callbacks.activation_stats",
@@ -36,5 +37,7 @@ def import_named(names: set[str]) -> None:
 
     jsonargparse then resolves the short names by itself.
     """
+    # torch-geometric still compiles a few functions with it when it is imported.
+    warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated.*", FutureWarning)
     for module in sorted({CLASSES[name] for name in names & CLASSES.keys()}):
         importlib.import_module(module)

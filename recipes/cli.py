@@ -17,6 +17,7 @@ from .anneal_predict import anneal_predict
 from .arguments import read_arguments, split_arguments
 from .catalogue import copy_recipe, list_recipes, show_recipe
 from .classes import import_named
+from .corrupt import corrupt
 from .errors import OneLineErrors, find_user_error, one_line
 from .export import export
 from .fit_law import fit_law
@@ -26,7 +27,10 @@ from .submit import submit
 
 VALUELESS_FLAGS = ("--help", "--version", "--config", "--print_config", "--model", "--data")
 LISTS = {"fit-law": "runs", "merge": "inputs"}  # arguments without a flag, before all options
-SEVERAL = {"anneal-predict": ("--fit_prior", "--laws")}  # flags with several values
+SEVERAL = {
+    "anneal-predict": ("--fit_prior", "--laws"),
+    "corrupt": ("--corruptions", "--severities"),
+}  # flags with several values
 DESCRIPTION = "Lightning-based, modular training recipes."
 
 
@@ -64,6 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "anneal-predict": anneal_predict,
     "export": export,
+    "corrupt": corrupt,
 }
 
 

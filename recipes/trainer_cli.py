@@ -60,6 +60,8 @@ UNHELPFUL_WARNINGS = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
 )
 
+MAX_DEPTH = 2  # slashes in the name of a metric that is printed at the end: test/er/gaussian
+
 # What `check` changes in a recipe's trainer: nothing is written, one batch is enough.
 CHECK = {
     "logger": False,
@@ -374,10 +376,13 @@ def summary(run_dir: Path, command: str) -> str:
     """The results of a command as lines of text, with what module and data measured of the run."""
     metrics = read_metrics(run_dir)
     measured = {name: value for name, value in metrics["run"].items() if isinstance(value, float)}
+    shown = {n: v for n, v in metrics[command].items() if n.count("/") <= MAX_DEPTH}
     lines = [
         f"  {name:<32} {value:.6g}" if isinstance(value, float) else f"  {name:<32} {value}"
-        for name, value in {**metrics[command], **measured}.items()
+        for name, value in {**shown, **measured}.items()
     ]
+    if left_out := len(metrics[command]) - len(shown):
+        lines.append(f"  and {left_out} finer ones in metrics.json")
     return "\n".join([f"{command}:", *lines, f"run directory: {run_dir}"])
 
 

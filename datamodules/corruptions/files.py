@@ -215,7 +215,7 @@ def corrupt_chunk(chunk: Chunk) -> list[Clouds]:
     clouds: list[list[Clouds]] = [[] for _ in chunk.cells]
     for k, (points, name) in enumerate(zip(chunk.points, chunk.names, strict=True)):
         path = chunk.meshes[k] if needs_mesh and chunk.meshes is not None else None
-        with naming(name if path is None else str(path)):
+        with naming(f"shape {chunk.first + k} ({name if path is None else path})"):
             mesh = None if path is None else load_mesh(path)
             for made, cell, subset in zip(clouds, chunk.cells, subsets, strict=True):
                 rng = corruption_rng(chunk.seed, *cell, chunk.first + k)

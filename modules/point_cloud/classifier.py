@@ -3,7 +3,6 @@
 Shapes: B clouds, N points, C channels, K classes.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -306,7 +305,7 @@ def check_batch(batch: dict[str, Any], num_classes: int) -> None:
     if pos.ndim != 3 or pos.shape[-1] != 3:
         raise ValueError(f"pos: shape {tuple(pos.shape)}, expected (B, N, 3)")
     real = pos if batch.get("mask") is None else pos[batch["mask"]]
-    if not math.isfinite(real.sum()):
+    if not torch.isfinite(real).all():
         raise ValueError("pos: coordinates are not finite (NaN or infinity); clean the data")
     if label.min() < 0 or label.max() >= num_classes:
         raise ValueError(

@@ -290,6 +290,18 @@ def test_free_form_deformation_by_nothing_is_nothing_and_by_a_constant_a_shift()
     assert (d.deform_free_form(outside, np.ones((5, 5, 5, 3))) == outside).all()
 
 
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_free_form_corruption_draws_weights_up_to_a_tenth_per_severity(
+    cloud, severity, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(d, "deform_free_form", lambda points, w: drawn.append(w) or points)
+    d.distortion(cloud[:64].astype(np.float64), severity, np.random.default_rng(0), 64)
+    assert drawn[0].shape == (5, 5, 5, 3)
+    assert np.abs(drawn[0]).max() == pytest.approx(0.1 * severity, rel=0.02)
+    assert drawn[0].std() == pytest.approx(0.1 * severity / np.sqrt(3), rel=0.1)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_rbf_deformation_solves_the_system_of_the_library(inverse):
     rng = np.random.default_rng(0)
@@ -325,12 +337,15 @@ def test_rbf_corruption_moves_every_control_point_by_its_length(name, monkeypatc
 
 
 def test_scaling_stretches_each_axis_within_its_bound_and_fills_the_unit_sphere(cloud):
-    for index in range(20):
+    ratios = []
+    for index in range(60):
         result = corrupted(cloud, "scale", 5, index, subset=np.arange(1024)).astype(np.float64)
         assert np.abs(result.mean(axis=0)).max() < 1e-6
         assert np.linalg.norm(result, axis=1).max() == pytest.approx(1, abs=1e-6)
         factors = result.std(axis=0) / cloud[:1024].std(axis=0)
-        assert factors.max() / factors.min() <= 4 + 1e-6
+        ratios.append(factors.max() / factors.min())
+    # Factors from 1/2 to 2 differ by four at the most, and nearly do so in some of sixty clouds.
+    assert 3 < max(ratios) <= 4 + 1e-6
 
 
 @pytest.mark.parametrize(("corruption", "share"), [("add_global", 0.0), ("add_local", 0.9)])

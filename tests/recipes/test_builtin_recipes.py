@@ -14,14 +14,17 @@ NAMES = recipe_names()
 CONTENT = {name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in NAMES}
 STUDIES = [name for name in NAMES if "stages" in CONTENT[name]]
 OVERLAYS = [name for name in NAMES if name.startswith("overlays/")]
-PLAIN = [name for name in NAMES if name not in STUDIES + OVERLAYS]
+# Settings for several recipes of one method: data alone, the model is another recipe's.
+PARTS = [name for name in NAMES if CONTENT[name].keys() == {"data"}]
+PLAIN = [name for name in NAMES if name not in STUDIES + OVERLAYS + PARTS]
 
 
 def needs_a_cluster(name: str) -> bool:
-    """Whether a recipe, or one it is based on, wants many GPUs, large data and the hub."""
+    """Whether a recipe, or one it is based on, wants GPUs, and data that must be fetched."""
     bases = CONTENT[name].get("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    return name.split("/")[1].startswith("paper") or any(map(needs_a_cluster, bases))
+    large = name.split("/")[1].startswith(("paper", "modelnet40"))
+    return large or any(map(needs_a_cluster, bases))
 
 
 META = [name for name in PLAIN if needs_a_cluster(name)]
@@ -42,6 +45,13 @@ def test_check_passes(name, project, capsys):
     small = ["--data.init_args.batch_size", "2", "--trainer.accelerator", "cpu"]
     assert main(["check", "--config", name, *small]) == 0
     assert f"{name}.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_fit_the_quickstart_of_their_method(name, project, capsys):
+    quickstart = f"{name.split('/')[0]}/quickstart"
+    assert main(["check", "--config", quickstart, "--config", name]) == 0
+    assert f"{quickstart}.yaml" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", META)
@@ -119,6 +129,8 @@ def test_overlays_train_on_this_machine(name, project):
 def test_every_quickstart_trains_from_the_command_line(name, project, tenfold):
     steps = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
     limits = ["--trainer.limit_val_batches", "1", "--run_dir", "run"]
+    if "corruptions" in CONTENT[name]["data"]["init_args"]:
+        limits += ["--data.init_args.severities", "[3]"]
     run = tenfold("fit", "--config", name, *steps, *limits)
     assert run.returncode == 0, run.stderr
     metrics = json.loads((project / "run" / "metrics.json").read_text())
