@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import platform
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,7 +54,8 @@ class Chunk:
     """Some consecutive shapes and the cells of the suite to make of them, for one process.
 
     Attributes:
-        points: Clouds, (c, P, 3).
+        points: File of all clouds, (n, P, 3), which a process maps; to send them takes as long as
+            simple corruptions do.
         meshes: Mesh files, c of them, or None.
         names: Names of the shapes, for messages.
         first: Number of the first shape in its split.
@@ -63,7 +65,7 @@ class Chunk:
         up: Vertical axis.
     """
 
-    points: Clouds
+    points: Path
     meshes: Sequence[Path] | None
     names: Sequence[str]
     first: int
@@ -176,9 +178,11 @@ def write_suite(
     missing = [cell for cell in cells if file_name(cell) not in kept]
     begun = last = time.monotonic()
     num_clouds = 0
-    with _runner(jobs) as run:
+    with tempfile.TemporaryDirectory() as folder, _runner(jobs) as run:
+        points = Path(folder) / "points.npy"
+        np.save(points, shapes.points)
         groups = _groups(missing)
-        streams = [run(_chunks(shapes, group, seed, num_points)) for group in groups]
+        streams = [run(_chunks(shapes, points, group, seed, num_points)) for group in groups]
         for group, stream in zip(groups, streams, strict=True):
             parts: list[list[Clouds]] = []
             for part in stream:
@@ -207,13 +211,14 @@ def corrupt_chunk(chunk: Chunk) -> list[Clouds]:
     Raises:
         ValueError: A shape cannot be used, with its name.
     """
-    num_stored = chunk.points.shape[1]
+    stored = np.load(chunk.points, mmap_mode="r")
     subsets = [
-        shared_subset(chunk.seed, *cell, num_stored, chunk.num_points) for cell in chunk.cells
+        shared_subset(chunk.seed, *cell, stored.shape[1], chunk.num_points) for cell in chunk.cells
     ]
     needs_mesh = any(corruption in NEEDS_MESH for corruption, _ in chunk.cells)
     clouds: list[list[Clouds]] = [[] for _ in chunk.cells]
-    for k, (points, name) in enumerate(zip(chunk.points, chunk.names, strict=True)):
+    for k, name in enumerate(chunk.names):
+        points = stored[chunk.first + k]
         path = chunk.meshes[k] if needs_mesh and chunk.meshes is not None else None
         with naming(f"shape {chunk.first + k} ({name if path is None else path})"):
             mesh = None if path is None else load_mesh(path)
@@ -241,12 +246,14 @@ def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     return [*alone, meshes] if meshes else alone
 
 
-def _chunks(shapes: "ShapeSet", cells: Sequence[Cell], seed: int, num_points: int) -> list[Chunk]:
+def _chunks(
+    shapes: "ShapeSet", points: Path, cells: Sequence[Cell], seed: int, num_points: int
+) -> list[Chunk]:
     """Cuts the split into chunks."""
     size = MESH_CHUNK if cells[0][0] in NEEDS_MESH else CHUNK
     return [
         Chunk(
-            points=shapes.points[first : first + size],
+            points=points,
             meshes=None if shapes.meshes is None else shapes.meshes[first : first + size],
             names=shapes.names[first : first + size],
             first=first,
