@@ -3,7 +3,6 @@
 Imports numpy only when the command runs.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..modules.corruption_names import NEEDS_MESH, SEVERITIES
-from .errors import note
+from .errors import note, num_cores
 
 WORDS = ("all", "mesh_free", "pointcloud_c")
 
@@ -68,7 +67,7 @@ def corrupt(
     from ..datamodules.point_clouds.readers import load_split
 
     names = resolve_corruptions(asked)
-    workers = jobs or _num_cores()
+    workers = jobs or num_cores()
     # The rule for growing density draws from twice the points that it returns.
     shapes = load_split(input, split, num_points=2 * num_points, num_workers=workers)
     left_out: dict[str, str] = {}
@@ -119,7 +118,3 @@ def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("corrupt", total=total)
         yield progress.console.print, lambda num_clouds: progress.advance(task, num_clouds)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,7 @@
-"""From a library's page of complaints to one line: what, where, what was expected, what to do."""
+"""What users meet beside results: errors of one line, notes; and facts about the process.
+
+An error goes from a library's page of complaints to: what, where, what was expected, what to do.
+"""
 
 import difflib
 import importlib
@@ -249,3 +252,10 @@ def rank_of_process() -> int:
     """The rank of this process, known before the Trainer exists: as Lightning reads it."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+
+
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .errors import num_cores
 from .study_file import Study, load_study
 from .study_plan import Run, check_data, plan_runs, save_plan, select_runs, stale_runs
 from .study_report import report
@@ -377,17 +378,11 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
     """The environment of a run: its share of the cores, and of the GPUs when there are enough."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // jobs)))
         devices = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         if len(devices) >= jobs:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot::jobs])
     return environment
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # Words
