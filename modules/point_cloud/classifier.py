@@ -15,9 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import MaxMetric, MeanMetric, Metric
 
 from ..corruption_names import CLEAN
+from ..influence import outlier_influence, permutation_residual
 from ..metrics.corruption_errors import CorruptionErrorRates
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..training_progress import TrainingProgress
@@ -37,7 +38,9 @@ class PointCloudClassifier(LightningModule):
 
     Validation logs `val/loss` and `val/accuracy` of the clean clouds, and error rates `val/er_...`
     where there are corrupted ones; testing logs the error rates of
-    `modules.metrics.corruption_errors` as `test/er...`.
+    `modules.metrics.corruption_errors` as `test/er...`, and of the first clean batch
+    `test/outlier_influence`, how far one point at (1, 1, 1) moves the features, as a share of them,
+    and `test/permutation_residual`, the largest change of a feature when points are shuffled.
 
     A step whose gradient is not finite is left out, as in the benchmark, and counted. (fp16 leaves
     this to its loss scaler.)
@@ -95,6 +98,8 @@ class PointCloudClassifier(LightningModule):
         self.val_errors = CorruptionErrorRates()
         self.test_errors = CorruptionErrorRates(self.num_classes)
         self.val_loss = MeanMetric()
+        self.outlier_influence = MeanMetric()
+        self.permutation_residual = MaxMetric()
         self.progress = TrainingProgress(unit="clouds", loss_unit="nats")
         self.skipped_steps = 0
         self._test_rates: dict[str, float] = {}
@@ -202,6 +207,8 @@ class PointCloudClassifier(LightningModule):
     ) -> dict[str, Any]:
         """Adds one batch to the error rates; returns a record for each cloud."""
         corruption, severity = batch.get("corruption", CLEAN), batch.get("severity", 0)
+        if batch_idx == 0 and corruption == CLEAN and "mask" not in batch:
+            self._probe(batch["pos"])
         predictions_B = self(batch["pos"], batch.get("mask")).argmax(dim=1)
         self.test_errors.update(predictions_B, batch["label"], corruption, severity)
         wrong_B = (predictions_B != batch["label"]).float()
@@ -217,13 +224,31 @@ class PointCloudClassifier(LightningModule):
             ]
         }
 
+    def _probe(self, pos_BN3: Tensor) -> None:
+        """Measures what one outlier and a shuffle do to the features."""
+
+        def encode(pos_BN3: Tensor) -> Tensor:
+            features_BC: Tensor = self.backbone(pos_BN3)[0]
+            return features_BC
+
+        corner_B13 = torch.ones_like(pos_BN3[:, :1])
+        self.outlier_influence.update(outlier_influence(encode, pos_BN3, corner_B13))
+        # A generator of its own: the global ones are the run's.
+        shuffles = torch.Generator().manual_seed(0)
+        self.permutation_residual.update(permutation_residual(encode, pos_BN3, shuffles))
+
     def on_test_epoch_end(self) -> None:
-        """Logs the error rates."""
-        rates = {name: rate.item() for name, rate in self.test_errors.compute().items()}
+        """Logs the error rates, and what was probed."""
+        values = {name: rate.item() for name, rate in self.test_errors.compute().items()}
         self.test_errors.reset()
-        self._test_rates = rates
-        for name, rate in rates.items():
-            self.log(f"test/{name}", rate, sync_dist=True)
+        self._test_rates = dict(values)
+        for name in ("outlier_influence", "permutation_residual"):
+            probe: Metric = getattr(self, name)
+            if probe.update_called:
+                values[name] = probe.compute().item()
+                probe.reset()
+        for name, value in values.items():
+            self.log(f"test/{name}", value, sync_dist=True)
 
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0

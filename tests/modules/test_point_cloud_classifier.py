@@ -101,6 +101,8 @@ def test_it_learns_and_tests_every_set(tmp_path):
     found = {name for name in run.callback_metrics if name.startswith("test/er/")}
     assert found >= {f"test/er/background/{s}" for s in range(1, 6)} | {"test/er/rotation_s1"}
     assert run.callback_metrics["test/er_clean"] < 0.2
+    assert run.callback_metrics["test/permutation_residual"] < 1e-5
+    assert 0 < run.callback_metrics["test/outlier_influence"] < 1
     assert "error_rates" in module.figures()
     assert module.run_info()["samples_seen"] == 8 * 6 * 20
 
