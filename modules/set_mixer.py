@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.utils import to_dense_batch
 
-from .point_order import PointOrder, check_orders, point_orders
+from ..kernels.point_ops import knn
+from .point_order import PointOrder, canonical_order, check_orders, point_orders
 
 Tokens = Literal["pool", "interp", "exact"]
 Reduction = Literal["mean", "max", "linear", "concat"]
@@ -52,6 +53,13 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         sort_jitter: In training the cloud is turned by a random angle of up to so many degrees
             while it is sorted, the points staying where they are: the result then depends less on
             how the cloud is turned.
+        sort_frames: In evaluation the cloud is sorted in so many frames, turned by fixed angles of
+            up to `sort_jitter`, and the tokens of all are reduced alike and averaged. 1: as it is.
+        maximum: Whether the maximum over the points joins the vectors of the orders.
+        min_in_degree: Points that fewer than so many others have among their `num_neighbors`
+            nearest are left out (ODIN, Hautamaki et al. 2004): outliers, far from all others, are
+            nobody's neighbours. 0 keeps all.
+        num_neighbors: See `min_in_degree`.
         dropout: In training this share of the tokens is left out, 0 to 1.
 
     Raises:
@@ -74,15 +82,29 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         channel_mixing: bool = False,
         share_orders: bool = False,
         sort_jitter: float = 0.0,
+        sort_frames: int = 1,
+        maximum: bool = False,
+        min_in_degree: int = 0,
+        num_neighbors: int = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        counts = {"in_channels": in_channels, "num_tokens": num_tokens, "hidden": hidden_tokens}
+        counts = {
+            "in_channels": in_channels,
+            "num_tokens": num_tokens,
+            "hidden_tokens": hidden_tokens,
+            "sort_frames": sort_frames,
+            "num_neighbors": num_neighbors,
+        }
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if not 0 <= min_in_degree <= num_neighbors:
+            raise ValueError(
+                f"min_in_degree must be in [0, num_neighbors {num_neighbors}], got {min_in_degree}"
+            )
         self.orders = check_orders((order,) if isinstance(order, str) else tuple(order))
         self.in_channels = in_channels
         self.out_channels = out_channels or in_channels
@@ -91,6 +113,10 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         self.pooling = pooling
         self.reduction = reduce
         self.sort_jitter = sort_jitter
+        self.sort_frames = sort_frames
+        self.maximum = maximum
+        self.min_in_degree = min_in_degree
+        self.num_neighbors = num_neighbors
         self.dropout = dropout
         self.mixers = nn.ModuleList(
             nn.Sequential(
@@ -107,7 +133,7 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
             self.token_weights = nn.Parameter(initial)
         width = in_channels * (num_tokens if reduce == "concat" else 1)
         self.fuse = nn.Sequential(
-            nn.Linear(len(self.orders) * width, self.out_channels),
+            nn.Linear(len(self.orders) * width + maximum * in_channels, self.out_channels),
             nn.BatchNorm1d(self.out_channels),
             nn.ReLU(),
         )
@@ -159,8 +185,27 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
 
     def _aggregate(self, x_BNC: Tensor, pos_BN3: Tensor, mask_BN: Tensor | None) -> Tensor:
         pos_BN3 = pos_BN3.float()
+        if self.min_in_degree:
+            mask_BN = connected_points(pos_BN3, self.num_neighbors, self.min_in_degree, mask_BN)
+            x_BNC = x_BNC.masked_fill(~mask_BN[..., None], 0)
         if self.training and self.sort_jitter:
-            pos_BN3 = pos_BN3 @ small_rotations(len(pos_BN3), self.sort_jitter, pos_BN3.device)
+            turns = small_rotations(len(pos_BN3), self.sort_jitter, pos_BN3.device)
+            vector_BV = self._mix(x_BNC, pos_BN3 @ turns, mask_BN)
+        elif self.sort_frames > 1 and not self.training:
+            frames = fixed_rotations(self.sort_frames, self.sort_jitter, pos_BN3.device)
+            vectors = [self._mix(x_BNC, pos_BN3 @ frame, mask_BN) for frame in frames]
+            vector_BV = torch.stack(vectors).mean(dim=0)
+        else:
+            vector_BV = self._mix(x_BNC, pos_BN3, mask_BN)
+        if self.maximum:
+            if mask_BN is not None:
+                x_BNC = x_BNC.masked_fill(~mask_BN[..., None], -torch.inf)
+            vector_BV = torch.cat([vector_BV, x_BNC.max(dim=1).values], dim=-1)
+        fused: Tensor = self.fuse(vector_BV)
+        return fused
+
+    def _mix(self, x_BNC: Tensor, pos_BN3: Tensor, mask_BN: Tensor | None) -> Tensor:
+        """Returns the reduced tokens of all orders, side by side."""
         vectors = []
         for i, order_BN in enumerate(point_orders(pos_BN3, self.orders, mask_BN)):
             t_BMC = self.mixers[i % len(self.mixers)](self._make_tokens(x_BNC, order_BN, mask_BN))
@@ -168,8 +213,7 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
                 t_BMC = t_BMC * F.dropout(torch.ones_like(t_BMC[..., :1]), self.dropout)
             weights = None if self.token_weights is None else self.token_weights[i]
             vectors.append(self._reduce(t_BMC, weights))
-        fused: Tensor = self.fuse(torch.cat(vectors, dim=-1))
-        return fused
+        return torch.cat(vectors, dim=-1)
 
     def _make_tokens(self, x_BNC: Tensor, order_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
         """Returns the tokens along one order, (B, M, C)."""
@@ -253,6 +297,35 @@ def token_windows(lengths_B: Tensor, num_tokens: int, max_length: int) -> tuple[
     return rank_BMW.clamp(max=max_length - 1), is_member_BMW[..., None]
 
 
+def connected_points(
+    pos_BN3: Tensor, num_neighbors: int, min_in_degree: int, mask_BN: Tensor | None = None
+) -> Tensor:
+    """Says which points enough others have among their nearest neighbours, (B, N) bool.
+
+    Where no point of a cloud has so many, all are kept.
+
+    Args:
+        pos_BN3: Coordinates, (B, N, 3).
+        num_neighbors: Neighbours that each point names, itself not counted.
+        min_in_degree: How many others must name a point.
+        mask_BN: Which points are real; the others are neither counted nor kept.
+    """
+    # In canonical order, so that equal distances are decided alike however the points come.
+    order_BN = canonical_order(pos_BN3, mask_BN)
+    sorted_BN3 = pos_BN3.gather(1, order_BN[..., None].expand_as(pos_BN3))
+    real_BN = torch.ones_like(order_BN, dtype=torch.bool)
+    if mask_BN is not None:
+        real_BN = mask_BN.gather(1, order_BN)
+    near_BNK = knn(sorted_BN3, num_neighbors + 1, mask_BN=real_BN)
+    itself_BN1 = torch.arange(order_BN.shape[1], device=order_BN.device)[:, None]
+    names_BNK = (near_BNK != itself_BN1) & real_BN[..., None]
+    degree_BN = torch.zeros_like(order_BN)
+    degree_BN.scatter_add_(1, near_BNK.flatten(1), names_BNK.flatten(1).long())
+    kept_BN = (degree_BN >= min_in_degree) & real_BN
+    kept_BN = torch.where(kept_BN.any(dim=1, keepdim=True), kept_BN, real_BN)
+    return torch.zeros_like(kept_BN).scatter_(1, order_BN, kept_BN)
+
+
 def small_rotations(num_rotations: int, degrees: float, device: torch.device) -> Tensor:
     """Returns rotations about random axes by random angles, (number, 3, 3).
 
@@ -262,11 +335,37 @@ def small_rotations(num_rotations: int, degrees: float, device: torch.device) ->
         device: Where to.
     """
     axis_R3 = F.normalize(torch.randn(num_rotations, 3, device=device), dim=1)
-    angle_R11 = torch.rand(num_rotations, 1, 1, device=device) * math.radians(degrees)
+    angle_R = torch.rand(num_rotations, device=device) * math.radians(degrees)
+    return _rotations(axis_R3, angle_R)
+
+
+def fixed_rotations(num_rotations: int, degrees: float, device: torch.device) -> Tensor:
+    """Returns rotations like `small_rotations`, evenly spread and always the same.
+
+    The axes lie on a Fibonacci spiral around the sphere; the angles are evenly spaced.
+
+    Args:
+        num_rotations: How many.
+        degrees: The largest angle.
+        device: Where to.
+    """
+    place_R = (torch.arange(num_rotations, device=device) + 0.5) / num_rotations
+    turn_R = math.pi * (3 - math.sqrt(5)) * torch.arange(num_rotations, device=device)
+    height_R = 1 - 2 * place_R
+    radius_R = (1 - height_R**2).sqrt()
+    axis_R3 = torch.stack([radius_R * turn_R.cos(), radius_R * turn_R.sin(), height_R], dim=1)
+    # Every third angle or so, so that large ones do not all turn about one end of the spiral.
+    angle_R = (place_R * (math.sqrt(5) - 1) / 2 * num_rotations) % 1 * math.radians(degrees)
+    return _rotations(axis_R3, angle_R)
+
+
+def _rotations(axis_R3: Tensor, angle_R: Tensor) -> Tensor:
+    """Returns rotations about unit axes by angles in radians, (R, 3, 3), for row vectors."""
+    identity_33 = torch.eye(3, device=axis_R3.device)
     generator_R33 = torch.linalg.cross(
-        torch.eye(3, device=device).expand(num_rotations, 3, 3), axis_R3[:, None], dim=-1
+        identity_33.expand(len(axis_R3), 3, 3), axis_R3[:, None], dim=-1
     )
-    return torch.matrix_exp(angle_R11 * generator_R33)
+    return torch.matrix_exp(angle_R[:, None, None] * generator_R33)
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

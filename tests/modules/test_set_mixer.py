@@ -3,9 +3,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 from tenfold.modules.aggregation import make_aggregation
 from tenfold.modules.influence import influence_shares, outlier_influence, permutation_residual
-from tenfold.modules.set_mixer import SetMixerAggregation, small_rotations, token_windows
+from tenfold.modules.set_mixer import (
+    SetMixerAggregation,
+    connected_points,
+    fixed_rotations,
+    small_rotations,
+    token_windows,
+)
 from torch_geometric.nn.aggr import SoftmaxAggregation
 
 VARIANTS = [
@@ -20,6 +27,8 @@ VARIANTS = [
     {"order": "morton"},
     {"order": "hilbert", "depth": 2, "channel_mixing": True},
     {"share_orders": True, "sort_jitter": 10.0, "dropout": 0.2},
+    {"sort_jitter": 10.0, "sort_frames": 3, "maximum": True},
+    {"maximum": True, "min_in_degree": 2},
 ]
 
 
@@ -157,6 +166,50 @@ def test_sort_jitter_turns_only_the_order_and_only_in_training():
     assert not torch.equal(mixer(features(pos), pos=pos), mixer(features(pos), pos=pos))
     mixer.eval()
     assert torch.equal(mixer(features(pos), pos=pos), mixer(features(pos), pos=pos))
+
+
+def test_frames_in_evaluation_are_those_of_training_spread_evenly():
+    frames = fixed_rotations(400, 20.0, torch.device("cpu"))
+    torch.testing.assert_close(frames @ frames.mT, torch.eye(3).expand(400, 3, 3))
+    cosine = (frames.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+    angles = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))).sort().values
+    torch.testing.assert_close(angles, torch.linspace(0, 20, 400), rtol=0, atol=0.2)
+    skew = frames - frames.mT
+    axes = torch.stack([skew[:, 1, 2], skew[:, 2, 0], skew[:, 0, 1]], dim=1)
+    assert F.normalize(axes[angles > 1], dim=1).mean(0).abs().max() < 0.1
+
+
+def test_frames_average_what_single_frames_give():
+    torch.manual_seed(0)
+    many = SetMixerAggregation(8, sort_jitter=15.0, sort_frames=4).eval()
+    pos = torch.randn(3, 50, 3)
+    frames = fixed_rotations(4, 15.0, torch.device("cpu"))
+    vectors = [many._mix(features(pos), pos @ frame, None) for frame in frames]
+    expected = many.fuse(sum(vectors) / 4)
+    torch.testing.assert_close(many(features(pos), pos=pos), expected)
+
+
+def test_isolated_points_are_left_out_and_surfaces_kept():
+    torch.manual_seed(0)
+    surface = F.normalize(torch.randn(4, 500, 3), dim=-1)
+    corners = 2 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [1, -1, -1]]).expand(4, 3, 3)
+    kept = connected_points(torch.cat([surface, corners], dim=1), 8, 2)
+    assert not kept[:, 500:].any()
+    assert kept[:, :500].float().mean() > 0.98
+
+
+def test_in_degrees_are_those_of_scipys_tree():
+    torch.manual_seed(0)
+    pos = torch.randn(1, 60, 3, dtype=torch.float64)
+    neighbours = cKDTree(pos[0]).query(pos[0], 6)[1][:, 1:]
+    degree = torch.from_numpy(neighbours).flatten().bincount(minlength=60)
+    for minimum in (1, 3, 5):
+        assert torch.equal(connected_points(pos, 5, minimum)[0], degree >= minimum)
+
+
+def test_a_cloud_of_few_points_is_never_emptied():
+    for num_points in (1, 2, 3):
+        assert connected_points(torch.randn(2, num_points, 3), 8, 8).any(dim=1).all()
 
 
 def test_dense_masked_and_ragged_poolings_agree():
