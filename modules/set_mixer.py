@@ -217,12 +217,15 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
 
     def _make_tokens(self, x_BNC: Tensor, order_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
         """Returns the tokens along one order, (B, M, C)."""
+        num_points = order_BN.shape[1]
         if mask_BN is None:
-            lengths_B = torch.full_like(order_BN[:, 0], order_BN.shape[1])
+            lengths_B = torch.full_like(order_BN[:, 0], num_points)
         else:
             lengths_B = mask_BN.sum(dim=1).clamp(min=1)
         if self.tokens == "pool":
-            rank_BMW, is_member_BMW1 = token_windows(lengths_B, self.num_tokens, order_BN.shape[1])
+            rank_BMW, is_member_BMW1 = token_windows(
+                lengths_B, self.num_tokens, num_points, mask_BN is None
+            )
             points_BMWC = _take(x_BNC, order_BN, rank_BMW)
             if self.pooling == "max":
                 return points_BMWC.masked_fill(~is_member_BMW1, -torch.inf).amax(dim=2)
@@ -274,7 +277,9 @@ class TokenMixer(nn.Module):
         return t_BMC if self.along_channels is None else t_BMC + self.along_channels(t_BMC)
 
 
-def token_windows(lengths_B: Tensor, num_tokens: int, max_length: int) -> tuple[Tensor, Tensor]:
+def token_windows(
+    lengths_B: Tensor, num_tokens: int, max_length: int, equal_lengths: bool = False
+) -> tuple[Tensor, Tensor]:
     """Says which ranks each token joins: those of `F.adaptive_avg_pool1d`, for each length.
 
     Neighbouring windows share a point where M does not divide the length; with fewer points than
@@ -284,11 +289,13 @@ def token_windows(lengths_B: Tensor, num_tokens: int, max_length: int) -> tuple[
         lengths_B: Points of each cloud, (B,) int64, 1 or more.
         num_tokens: M.
         max_length: N, the greatest length possible.
+        equal_lengths: Whether all have this length, so that windows may be narrower.
 
     Returns:
         Ranks (B, M, W) int64, and which of them belong to the window, (B, M, W, 1) bool.
     """
-    width = -(-max_length // num_tokens) + (max_length % num_tokens != 0)
+    is_even = equal_lengths and max_length % num_tokens == 0
+    width = -(-max_length // num_tokens) + (not is_even)
     place_M = torch.arange(num_tokens, device=lengths_B.device)
     start_BM = place_M * lengths_B[:, None] // num_tokens
     end_BM = -(-(place_M + 1) * lengths_B[:, None] // num_tokens)
