@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -234,6 +235,10 @@ class PointCloudDataModule(LightningDataModule):
             return self._loader(self._clean(self._split("test")))
         clouds = UnlabelledClouds(self.predict_root, self.mesh_points, self.normalize == "box")
         return self._loader(clouds, batch_size=1, collate_fn=collate_single)
+
+    def decode(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds the name of the class to a record with a `label`."""
+        return {**record, "class_name": self.class_names[int(record["label"])]}
 
     def run_info(self) -> dict[str, Any]:
         """Returns what a run should remember of its data, as JSON values."""

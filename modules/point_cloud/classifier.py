@@ -253,13 +253,14 @@ class PointCloudClassifier(LightningModule):
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
-        """Returns class and probability of each cloud."""
+        """Returns class and probability of each cloud, by its name where the batch has `name`."""
         probabilities_BK = self(batch["pos"], batch.get("mask")).softmax(dim=1)
         probability_B, label_B = probabilities_BK.max(dim=1)
-        rows = zip(batch["index"].tolist(), label_B.tolist(), probability_B.tolist(), strict=True)
+        ids = batch["name"] if "name" in batch else map(str, batch["index"].tolist())
+        rows = zip(ids, label_B.tolist(), probability_B.tolist(), strict=True)
         return [
-            {"id": str(index), "label": label, "probability": probability}
-            for index, label, probability in rows
+            {"id": id_, "label": label, "probability": probability}
+            for id_, label, probability in rows
         ]
 
     # What a run leaves behind

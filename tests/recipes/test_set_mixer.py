@@ -3,10 +3,26 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tenfold.recipes.cli import main
 
+FURNITURE = [
+    "bed",
+    "cabinet",
+    "chair",
+    "door",
+    "lamp",
+    "person",
+    "plant",
+    "plug",
+    "sofa",
+    "table",
+    "vehicle",
+    "vessel",
+    "window",
+]
 SMALL = [
     "--data.init_args.num_points=64",
     "--data.init_args.corruptions=[background, rotation]",
@@ -67,6 +83,22 @@ def test_any_checkpoint_is_tested_under_corruptions_by_one_command(project):
     last = ["--ckpt_path", "run/checkpoints/last.ckpt", "--run_dir", "robust"]
     assert main([*command, *chosen, *last]) == 0
     assert 0 <= metrics("robust")["test"]["test/er/gaussian/2"] <= 1
+
+
+def test_predictions_of_a_folder_of_clouds_name_file_and_class(project):
+    assert fit("run", "--trainer.max_steps=2", "--test_after_fit=false") == 0
+    Path("scans").mkdir()
+    for name, num_points in (("small.npy", 50), ("large.npy", 3000)):
+        cloud = np.random.default_rng(0).normal(size=(num_points, 3)).astype(np.float32)
+        np.save(Path("scans") / name, cloud)
+    options = ["--data.init_args.predict_root=scans", "--ckpt_path=last"]
+    assert main(["predict", "--run_dir", "run", *options]) == 0
+    lines = Path("run/predictions/manifest.jsonl").read_text().splitlines()
+    records = {record["id"]: record for record in map(json.loads, lines)}
+    assert sorted(Path(name).name for name in records) == ["large.npy", "small.npy"]
+    for record in records.values():
+        assert record["class_name"] == FURNITURE[record["label"]]
+        assert 1 / 13 <= record["probability"] <= 1
 
 
 @pytest.mark.parametrize("aggregation", ["max", "mean", "softmax", "set_mixer"])
