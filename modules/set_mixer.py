@@ -56,9 +56,10 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         sort_frames: In evaluation the cloud is sorted in so many frames, turned by fixed angles of
             up to `sort_jitter`, and the tokens of all are reduced alike and averaged. 1: as it is.
         maximum: Whether the maximum over the points joins the vectors of the orders.
-        min_in_degree: Points that fewer than so many others have among their `num_neighbors`
-            nearest are left out (ODIN, Hautamaki et al. 2004): outliers, far from all others, are
-            nobody's neighbours. 0 keeps all.
+        min_in_degree: In evaluation, points that fewer than so many others have among their
+            `num_neighbors` nearest are left out (ODIN, Hautamaki et al. 2004): outliers, far from
+            all others, are nobody's neighbours. 0 keeps all. Training takes clouds as they are,
+            clean ones lose few points by it.
         num_neighbors: See `min_in_degree`.
         dropout: In training this share of the tokens is left out, 0 to 1.
 
@@ -185,7 +186,7 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
 
     def _aggregate(self, x_BNC: Tensor, pos_BN3: Tensor, mask_BN: Tensor | None) -> Tensor:
         pos_BN3 = pos_BN3.float()
-        if self.min_in_degree:
+        if self.min_in_degree and not self.training:
             mask_BN = connected_points(pos_BN3, self.num_neighbors, self.min_in_degree, mask_BN)
             x_BNC = x_BNC.masked_fill(~mask_BN[..., None], 0)
         if self.training and self.sort_jitter:

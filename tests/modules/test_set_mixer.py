@@ -200,6 +200,23 @@ def test_isolated_points_are_left_out_and_surfaces_kept():
     assert kept[:, :500].float().mean() > 0.98
 
 
+def test_an_outlier_is_felt_in_training_and_not_in_evaluation():
+    torch.manual_seed(0)
+    mixer = SetMixerAggregation(8, order="x", maximum=True, min_in_degree=4)
+    pos = F.normalize(torch.randn(4, 300, 3), dim=-1)
+    outlier = torch.full((4, 1, 3), 3.0)
+
+    def moved() -> float:
+        def encode(pos):
+            return mixer(features(pos), pos=pos)
+
+        return outlier_influence(encode, pos, outlier).max().item()
+
+    assert moved() > 0.1
+    mixer.eval()
+    assert moved() < 1e-5
+
+
 def test_in_degrees_are_those_of_scipys_tree():
     torch.manual_seed(0)
     pos = torch.randn(1, 60, 3, dtype=torch.float64)
