@@ -13,7 +13,7 @@ the cloud has another one. A cloud without any point returns index 0. Distances 
 number, as from a query that is not finite, are equal to it.
 
 Performance. On a CPU the search in 3 dimensions takes about the time of `torch.cdist` and `topk`;
-in 64, where a matrix product gains most, 2.6 times as long. Sampling is 9 to 90 times as fast as a
+in 64, where a matrix product gains most, 3 times as long. Sampling is 4 to 43 times as fast as a
 loop that computes all distances again, and takes num_samples short steps that follow each other:
 its floor is their latency. `tests/benchmarks/point_ops.py` prints the ratios. Triton takes no
 float64 and at most 128 neighbours; for these the reference runs on every device.
