@@ -10,7 +10,7 @@ Shapes: B clouds, N points, C channels, M tokens, W points of the widest token, 
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from ..kernels.point_ops import knn
 from .point_order import PointOrder, canonical_order, check_orders, point_orders
 
 Tokens = Literal["pool", "interp", "exact"]
+TokenPooling = Literal["mean", "max"]
 Reduction = Literal["mean", "max", "linear", "concat"]
 
 
@@ -77,7 +78,7 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         hidden_tokens: int = 64,
         order: PointOrder | Sequence[PointOrder] = ("x", "y", "z"),
         tokens: Tokens = "pool",
-        pooling: Literal["mean", "max"] = "mean",
+        pooling: TokenPooling = "mean",
         reduce: Reduction = "mean",
         depth: int = 1,
         channel_mixing: bool = False,
@@ -102,6 +103,14 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
                 raise ValueError(f"{name} must be 1 or more, got {count}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        choices: dict[str, tuple[str, Any]] = {
+            "tokens": (tokens, Tokens),
+            "pooling": (pooling, TokenPooling),
+            "reduce": (reduce, Reduction),
+        }
+        for name, (choice, names) in choices.items():
+            if choice not in get_args(names):
+                raise ValueError(f"{name}: {choice!r} is none of {', '.join(get_args(names))}")
         if not 0 <= min_in_degree <= num_neighbors:
             raise ValueError(
                 f"min_in_degree must be in [0, num_neighbors {num_neighbors}], got {min_in_degree}"

@@ -256,6 +256,9 @@ def test_wrong_arguments_are_named():
         make_aggregation("lstm", 4)
     with pytest.raises(ValueError, match="num_tokens must be 1 or more, got 0"):
         SetMixerAggregation(4, num_tokens=0)
+    for name in ("tokens", "pooling", "reduce"):
+        with pytest.raises(ValueError, match=f"{name}: 'sum' is none of"):
+            SetMixerAggregation(4, **{name: "sum"})
     mixer = SetMixerAggregation(4)
     with pytest.raises(ValueError, match="pass pos="):
         mixer(torch.randn(2, 5, 4))
