@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..corruptions import UpAxis
 from .cache import cached_array
-from .shapes import Points, ShapeSet, UpAxis, unit_sphere
+from .shapes import Points, ShapeSet, unit_sphere
 
 MESH_SUFFIXES = (".off", ".obj", ".ply", ".stl", ".glb")
 _FORMAT = 1

@@ -7,14 +7,15 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..corruptions import UpAxis
+
 Points = NDArray[np.float32]
 Integers = NDArray[np.int64]
-UpAxis = Literal["y", "z"]
 
 
 @dataclass(frozen=True)
