@@ -5,7 +5,7 @@ Recognition via Spatial Sorting and Set-Mixing Aggregation Module" (Zhang et al.
 names the idea: an MLP over all points, like the token mixing of MLP-Mixer, on a spatially sorted
 set, in place of a plain pooling. All sizes and details here are ours.
 
-Shapes: B clouds, N points, C channels, M tokens, W points of the widest token, K neighbours.
+Shapes: B clouds, N points, C channels, M tokens, W points of the widest token.
 """
 
 import math
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.utils import to_dense_batch
 
-from ..kernels.point_ops import knn
-from .point_order import PointOrder, canonical_order, check_orders, point_orders
+from .point_order import PointOrder, check_orders, point_orders
 
 Tokens = Literal["pool", "interp", "exact"]
 TokenPooling = Literal["mean", "max"]
@@ -57,11 +56,6 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         sort_frames: In evaluation the cloud is sorted in so many frames, turned by fixed angles of
             up to `sort_jitter`, and the tokens of all are reduced alike and averaged. 1: as it is.
         maximum: Whether the maximum over the points joins the vectors of the orders.
-        min_in_degree: In evaluation, points that fewer than so many others have among their
-            `num_neighbors` nearest are left out (ODIN, Hautamaki et al. 2004): outliers, far from
-            all others, are nobody's neighbours. 0 keeps all. Training takes clouds as they are,
-            clean ones lose few points by it.
-        num_neighbors: See `min_in_degree`.
         dropout: In training this share of the tokens is left out, 0 to 1.
 
     Raises:
@@ -86,8 +80,6 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         sort_jitter: float = 0.0,
         sort_frames: int = 1,
         maximum: bool = False,
-        min_in_degree: int = 0,
-        num_neighbors: int = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -96,7 +88,6 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
             "num_tokens": num_tokens,
             "hidden_tokens": hidden_tokens,
             "sort_frames": sort_frames,
-            "num_neighbors": num_neighbors,
         }
         for name, count in counts.items():
             if count < 1:
@@ -111,10 +102,6 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         for name, (choice, names) in choices.items():
             if choice not in get_args(names):
                 raise ValueError(f"{name}: {choice!r} is none of {', '.join(get_args(names))}")
-        if not 0 <= min_in_degree <= num_neighbors:
-            raise ValueError(
-                f"min_in_degree must be in [0, num_neighbors {num_neighbors}], got {min_in_degree}"
-            )
         self.orders = check_orders((order,) if isinstance(order, str) else tuple(order))
         self.in_channels = in_channels
         self.out_channels = out_channels or in_channels
@@ -125,8 +112,6 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
         self.sort_jitter = sort_jitter
         self.sort_frames = sort_frames
         self.maximum = maximum
-        self.min_in_degree = min_in_degree
-        self.num_neighbors = num_neighbors
         self.dropout = dropout
         self.mixers = nn.ModuleList(
             nn.Sequential(
@@ -195,9 +180,6 @@ class SetMixerAggregation(Aggregation):  # type: ignore[misc] # torch-geometric 
 
     def _aggregate(self, x_BNC: Tensor, pos_BN3: Tensor, mask_BN: Tensor | None) -> Tensor:
         pos_BN3 = pos_BN3.float()
-        if self.min_in_degree and not self.training:
-            mask_BN = connected_points(pos_BN3, self.num_neighbors, self.min_in_degree, mask_BN)
-            x_BNC = x_BNC.masked_fill(~mask_BN[..., None], 0)
         if self.training and self.sort_jitter:
             turns = small_rotations(len(pos_BN3), self.sort_jitter, pos_BN3.device)
             vector_BV = self._mix(x_BNC, pos_BN3 @ turns, mask_BN)
@@ -312,35 +294,6 @@ def token_windows(
     rank_BMW = start_BM[..., None] + torch.arange(width, device=lengths_B.device)
     is_member_BMW = rank_BMW < end_BM[..., None]
     return rank_BMW.clamp(max=max_length - 1), is_member_BMW[..., None]
-
-
-def connected_points(
-    pos_BN3: Tensor, num_neighbors: int, min_in_degree: int, mask_BN: Tensor | None = None
-) -> Tensor:
-    """Says which points enough others have among their nearest neighbours, (B, N) bool.
-
-    Where no point of a cloud has so many, all are kept.
-
-    Args:
-        pos_BN3: Coordinates, (B, N, 3).
-        num_neighbors: Neighbours that each point names, itself not counted.
-        min_in_degree: How many others must name a point.
-        mask_BN: Which points are real; the others are neither counted nor kept.
-    """
-    # In canonical order, so that equal distances are decided alike however the points come.
-    order_BN = canonical_order(pos_BN3, mask_BN)
-    sorted_BN3 = pos_BN3.gather(1, order_BN[..., None].expand_as(pos_BN3))
-    real_BN = torch.ones_like(order_BN, dtype=torch.bool)
-    if mask_BN is not None:
-        real_BN = mask_BN.gather(1, order_BN)
-    near_BNK = knn(sorted_BN3, num_neighbors + 1, mask_BN=real_BN)
-    itself_BN1 = torch.arange(order_BN.shape[1], device=order_BN.device)[:, None]
-    names_BNK = (near_BNK != itself_BN1) & real_BN[..., None]
-    degree_BN = torch.zeros_like(order_BN)
-    degree_BN.scatter_add_(1, near_BNK.flatten(1), names_BNK.flatten(1).long())
-    kept_BN = (degree_BN >= min_in_degree) & real_BN
-    kept_BN = torch.where(kept_BN.any(dim=1, keepdim=True), kept_BN, real_BN)
-    return torch.zeros_like(kept_BN).scatter_(1, order_BN, kept_BN)
 
 
 def small_rotations(num_rotations: int, degrees: float, device: torch.device) -> Tensor:

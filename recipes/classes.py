@@ -14,6 +14,7 @@ CLASSES = {
     "CheckpointMerging": "tenfold.callbacks.checkpoint_merging",
     "DGCNN": "tenfold.modules.point_cloud",
     "FigureWriter": "tenfold.callbacks.figures",
+    "InDegreeFilter": "tenfold.modules.outlier_filter",
     "PCT": "tenfold.modules.point_cloud",
     "PointCloudClassifier": "tenfold.modules.point_cloud",
     "PointCloudDataModule": "tenfold.datamodules.point_clouds",

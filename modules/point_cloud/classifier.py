@@ -55,6 +55,8 @@ class PointCloudClassifier(LightningModule):
         label_smoothing: E: the target is 1 - E for the true class and E / (K - 1) for each other
             one, as in the benchmark; torch's own smoothing spreads E over all K.
         penalty_weight: What the backbone's penalty is multiplied by (PointNet: 0.001).
+        outlier_filter: In evaluation says, from coordinates and mask, which points to keep, such as
+            `modules.outlier_filter.InDegreeFilter`; None: all. Training takes clouds as they are.
         optimizer: Makes the optimizer.
         lr_scheduler: Makes the schedule. `ReduceLROnPlateau` with `monitor: train/epoch_loss`
             follows the training loss, as the benchmark's does.
@@ -73,11 +75,12 @@ class PointCloudClassifier(LightningModule):
         activation: Literal["relu", "leaky_relu"] = "relu",
         label_smoothing: float = 0.2,
         penalty_weight: float = 0.001,
+        outlier_filter: nn.Module | None = None,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone"])
+        self.save_hyperparameters(ignore=["backbone", "outlier_filter"])
         save_plain_hyperparameters(self)
         if num_classes < 2:
             raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
@@ -89,6 +92,7 @@ class PointCloudClassifier(LightningModule):
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.backbone = backbone
+        self.outlier_filter = outlier_filter
         width = int(backbone.out_channels)  # type: ignore[arg-type] # documented of backbones
         self.head = make_head(width, num_classes, head_widths, dropout, activation)
         self.configure_metrics()
@@ -119,8 +123,15 @@ class PointCloudClassifier(LightningModule):
         return self._cross_entropy(logits_BK, batch).mean() + self.penalty_weight * penalty
 
     def _logits_and_penalty(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        features_BC, penalty = self.backbone(batch["pos"], batch.get("mask"))
+        features_BC, penalty = self._encode(batch["pos"], batch.get("mask"))
         return self.head(features_BC), penalty
+
+    def _encode(self, pos_BN3: Tensor, mask_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns features (B, C) and the backbone's penalty."""
+        if self.outlier_filter is not None and not self.training:
+            mask_BN = self.outlier_filter(pos_BN3, mask_BN)
+        encoded: tuple[Tensor, Tensor] = self.backbone(pos_BN3, mask_BN)
+        return encoded
 
     def _cross_entropy(self, logits_BK: Tensor, batch: dict[str, Any]) -> Tensor:
         """Returns the smoothed cross-entropy of each cloud, (B,)."""
@@ -228,8 +239,7 @@ class PointCloudClassifier(LightningModule):
         """Measures what one outlier and a shuffle do to the features."""
 
         def encode(pos_BN3: Tensor) -> Tensor:
-            features_BC: Tensor = self.backbone(pos_BN3)[0]
-            return features_BC
+            return self._encode(pos_BN3)[0]
 
         corner_B13 = torch.ones_like(pos_BN3[:, :1])
         self.outlier_influence.update(outlier_influence(encode, pos_BN3, corner_B13))

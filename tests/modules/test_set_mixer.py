@@ -3,12 +3,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.spatial import cKDTree
 from tenfold.modules.aggregation import make_aggregation
 from tenfold.modules.influence import influence_shares, outlier_influence, permutation_residual
 from tenfold.modules.set_mixer import (
     SetMixerAggregation,
-    connected_points,
     fixed_rotations,
     small_rotations,
     token_windows,
@@ -28,7 +26,6 @@ VARIANTS = [
     {"order": "hilbert", "depth": 2, "channel_mixing": True},
     {"share_orders": True, "sort_jitter": 10.0, "dropout": 0.2},
     {"sort_jitter": 10.0, "sort_frames": 3, "maximum": True},
-    {"maximum": True, "min_in_degree": 2},
 ]
 
 
@@ -189,46 +186,6 @@ def test_frames_average_what_single_frames_give():
     vectors = [many._mix(features(pos), pos @ frame, None) for frame in frames]
     expected = many.fuse(sum(vectors) / 4)
     torch.testing.assert_close(many(features(pos), pos=pos), expected)
-
-
-def test_isolated_points_are_left_out_and_surfaces_kept():
-    torch.manual_seed(0)
-    surface = F.normalize(torch.randn(4, 500, 3), dim=-1)
-    corners = 2 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [1, -1, -1]]).expand(4, 3, 3)
-    kept = connected_points(torch.cat([surface, corners], dim=1), 8, 2)
-    assert not kept[:, 500:].any()
-    assert kept[:, :500].float().mean() > 0.98
-
-
-def test_an_outlier_is_felt_in_training_and_not_in_evaluation():
-    torch.manual_seed(0)
-    mixer = SetMixerAggregation(8, order="x", maximum=True, min_in_degree=4)
-    pos = F.normalize(torch.randn(4, 300, 3), dim=-1)
-    outlier = torch.full((4, 1, 3), 3.0)
-
-    def moved() -> float:
-        def encode(pos):
-            return mixer(features(pos), pos=pos)
-
-        return outlier_influence(encode, pos, outlier).max().item()
-
-    assert moved() > 0.1
-    mixer.eval()
-    assert moved() < 1e-5
-
-
-def test_in_degrees_are_those_of_scipys_tree():
-    torch.manual_seed(0)
-    pos = torch.randn(1, 60, 3, dtype=torch.float64)
-    neighbours = cKDTree(pos[0]).query(pos[0], 6)[1][:, 1:]
-    degree = torch.from_numpy(neighbours).flatten().bincount(minlength=60)
-    for minimum in (1, 3, 5):
-        assert torch.equal(connected_points(pos, 5, minimum)[0], degree >= minimum)
-
-
-def test_a_cloud_of_few_points_is_never_emptied():
-    for num_points in (1, 2, 3):
-        assert connected_points(torch.randn(2, num_points, 3), 8, 8).any(dim=1).all()
 
 
 def test_dense_masked_and_ragged_poolings_agree():
