@@ -356,8 +356,7 @@ def test_a_kill_in_a_merged_evaluation_leaves_live_weights(project, tenfold):
     killed = tenfold(*common, "--config", "merge.yaml", "--config", during("kill", step=12))
     assert killed.returncode == -9, killed.stderr
     assert_trained_alike(fit("until", steps=9), last("killed"))
-    resumed = tenfold(*common, "--config", "merge.yaml", "--ckpt_path", "last")
-    assert resumed.returncode == 0, resumed.stderr
+    assert main([*common, "--config", "merge.yaml", "--ckpt_path", "last"]) == 0
     assert_trained_alike(whole, last("killed"))
 
 
@@ -420,8 +419,7 @@ def test_the_ring_survives_a_kill(project, tenfold, settings):
     common += ["--trainer.max_steps", "24", *rare]
     killed = tenfold(*common, "--config", "kill.yaml")
     assert killed.returncode == -9, killed.stderr
-    resumed = tenfold(*common, "--ckpt_path", "last")
-    assert resumed.returncode == 0, resumed.stderr
+    assert main([*common, "--ckpt_path", "last"]) == 0
     assert_trained_alike(whole, last("killed"))
     name = "merging/merged_00000024.ckpt"
     merged = [torch.load(f"{run}/{name}", weights_only=True) for run in ("whole", "killed")]

@@ -54,16 +54,14 @@ def assert_same(a, b, path="") -> None:
 def test_kill_and_resume_is_exact(project, tenfold):
     """Dropout, noise drawn in two workers, validation inside the epoch; killed at a random step of
     the middle of an epoch and at the last step of another one (10 batches each)."""
-    whole = tenfold(*FIT, "--run_dir", "whole")
-    assert whole.returncode == 0, whole.stderr
+    assert main([*FIT, "--run_dir", "whole"]) == 0
     steps = [random.choice([13, 14, 15, 16, 17, 18, 22, 25, 26, 27]), 50]
     for step in steps:
         run = ("--run_dir", f"killed_{step}")
         killed = tenfold(*FIT, *run, "--config", overlay("Kill", step))
         assert killed.returncode == -9, killed.stderr
         assert last_checkpoint(run[1])["global_step"] < 60
-        resumed = tenfold(*FIT, *run, "--ckpt_path", "last")
-        assert resumed.returncode == 0, resumed.stderr
+        assert main([*FIT, *run, "--ckpt_path", "last"]) == 0
         assert_same(last_checkpoint("whole"), last_checkpoint(run[1]))
         assert_same(logged("whole"), logged(run[1]))
         assert (project / run[1] / "config.resume_1.yaml").is_file()
