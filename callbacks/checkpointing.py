@@ -6,14 +6,11 @@ They are whole or absent on disk, verifiable, and saved only where a run can go 
 import math
 import os
 import shutil
-import signal
-import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from types import FrameType
 from typing import Any, Literal, cast
 
 import torch
@@ -26,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ..modules.files import atomic_write
+from .stop_signals import STOP_SIGNALS
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -136,8 +134,8 @@ class RunCheckpoint(Checkpoint):
 
     Saves after every validation, every `every_n_train_steps` steps, and when training ends. Where
     a validation is due after a step, the state is saved after that validation and not before it:
-    so a resumed run neither repeats nor loses one. The first Ctrl-C finishes the step, saves and
-    stops; a second one stops at once.
+    so a resumed run neither repeats nor loses one. The first Ctrl-C, and a signal of a cluster
+    (SIGTERM, SIGUSR1), finish the step, save and stop; a second Ctrl-C stops at once.
 
     Args:
         monitor: Logged metric that ranks checkpoints, such as `val/loss`. None keeps no best ones.
@@ -162,9 +160,7 @@ class RunCheckpoint(Checkpoint):
         self.save_top_k = save_top_k
         self.every_n_train_steps = every_n_train_steps
         self.best: dict[str, float] = {}
-        self.interrupted = False
         self._last_saved_step = -1
-        self._previous_handler: Callable[[int, FrameType | None], Any] | int | None = None
 
     @property
     def best_checkpoint(self) -> str | None:
@@ -180,9 +176,10 @@ class RunCheckpoint(Checkpoint):
         self.best = dict(state_dict["best"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over Ctrl-C."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        """Takes over Ctrl-C and the signals of a cluster."""
+        # From Lightning as well: its handler of SIGTERM waits for all ranks inside the handler, for
+        # ever where the signal has reached one of them only.
+        STOP_SIGNALS.catch(rank_zero_info)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mends a resume at an epoch's end; sets aside what is damaged; forgets what is gone."""
@@ -195,10 +192,8 @@ class RunCheckpoint(Checkpoint):
         self._last_saved_step = trainer.global_step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives Ctrl-C back."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        """Gives the signals back."""
+        STOP_SIGNALS.release()
 
     def on_train_batch_end(
         self,
@@ -280,17 +275,12 @@ class RunCheckpoint(Checkpoint):
             )
         return float(trainer.callback_metrics[self.monitor])
 
-    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        rank_zero_info("\nCtrl-C: finishing this step, then saving (again to stop at once) ...")
-
     def _stop_requested(self, trainer: Trainer) -> bool:
+        caught = STOP_SIGNALS.caught is not None
         if trainer.world_size == 1:
-            return self.interrupted
+            return caught
         # Ranks may get the signal on different steps: stop on the same one.
-        return trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        return trainer.strategy.reduce_boolean_decision(caught, all=False)
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -6,6 +6,7 @@ Only the commands that train or evaluate import torch; all others answer in a fr
 import inspect
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from .. import __version__
+from ..callbacks.stop_signals import STOP_SIGNALS
 from .anneal_predict import anneal_predict
 from .arguments import read_arguments, split_arguments
 from .catalogue import copy_recipe, list_recipes, show_recipe
 from .classes import import_named
 from .corrupt import corrupt
-from .errors import OneLineErrors, find_user_error, one_line
+from .errors import OneLineErrors, find_user_error, note, one_line
 from .export import export
 from .fit_law import fit_law
 from .merge import merge
@@ -83,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after `tenfold`; None takes the process's.
 
     Returns:
-        The exit status: 0, 2 for a user error (one line on stderr), 130 after Ctrl-C. Any other
+        The exit status: 0, 2 for a user error (one line on stderr), 130 after
+        Ctrl-C, 143 and 138 after SIGTERM and SIGUSR1, when a run has saved. Any other
         error keeps its traceback; `--debug` keeps that of a user error as well.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -96,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_tool(arguments)
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt}".rstrip(), file=sys.stderr)
-        return 130
+        return 128 + (STOP_SIGNALS.caught or signal.SIGINT)
     except Exception as error:
         user_error = find_user_error(error)
         if debug or user_error is None:
@@ -128,10 +131,15 @@ def run_trainer_command(command: str, argv: list[str]) -> None:
     """Runs `fit`, `validate`, `test`, `predict` or `check`."""
     sys.path.insert(0, str(Path.cwd()))  # a recipe may name classes of the folder it is run in
     arguments = read_arguments(config_of_run(argv) + argv)
-    from .trainer_cli import run
+    if command == "fit":
+        STOP_SIGNALS.catch(note)
+    try:
+        from .trainer_cli import run
 
-    import_named(arguments.names)
-    run(command, arguments)
+        import_named(arguments.names)
+        run(command, arguments)
+    finally:
+        STOP_SIGNALS.release()
 
 
 def config_of_run(argv: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from .slurm_job import is_task
+
 RUN_DIR_VARIABLE = "TENFOLD_RUN_DIR"
 RUNS = Path("runs")
 # What a run writes: all that --overwrite may delete.
@@ -84,7 +86,7 @@ def choose_run_dir(
                 "one, or name it with --run_dir"
             )
         return existing[-1]
-    if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+    if int(environ.get("SLURM_NTASKS", "1")) > 1 and is_task(environ):
         raise ValueError("several SLURM tasks need one run directory: pass --run_dir DIR")
     return new_run_dir(folder)
 

@@ -86,6 +86,7 @@ def submit(
         return
     if shutil.which("sbatch") is None:
         raise ValueError("sbatch is not on this machine: run on a login node, or use --dry-run")
+    run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "train.sbatch"
     path.write_text(text, encoding="utf-8")
     answer = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ resume, checkpoints that never override flags, and errors of one line.
 import logging
 import os
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..callbacks.checkpointing import (
@@ -34,12 +40,14 @@ from ..callbacks.progress_lines import ProgressLines
 from ..callbacks.random_state import RandomState
 from ..callbacks.records import RecordWriter
 from ..callbacks.run_recorder import RunRecorder, read_metrics
+from ..callbacks.stop_signals import STOP_SIGNALS
 from ..modules.files import atomic_write
 from .arguments import Arguments
 from .catalogue import RECIPES
 from .errors import OneLineErrors, dropped_settings, note, rank_of_process
 from .initial_weights import MERGED_FILE, InitialWeights, MergedInit
 from .run_directory import choose_run_dir, claim, hand_on
+from .slurm_job import is_task, job_id, requeue
 
 # Settings that belong to one start of a run and not to its recipe.
 START_OPTIONS = (
@@ -269,6 +277,8 @@ class RecipeCLI(LightningCLI):
             callbacks.append(config.checkpoint)
         plugins = trainer.plugins or []
         plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins += slurm_environment()
         ours = {
             "plugins": plugins,
             "default_root_dir": str(self.run_dir),
@@ -291,13 +301,17 @@ class RecipeCLI(LightningCLI):
             return
         try:
             self.trainer.fit(model, **kwargs)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt(
-                    f"stopped after step {self.trainer.global_step}; go on with: "
-                    f"tenfold fit --run_dir {self.run_dir} --ckpt_path last"
-                ) from stop
-            raise
+        except SystemExit as stop:  # Lightning's answer to KeyboardInterrupt
+            if not self.trainer.interrupted:
+                raise
+            line = (
+                f"stopped after step {self.trainer.global_step}; go on with: "
+                f"tenfold fit --run_dir {self.run_dir} --ckpt_path last"
+            )
+            job = job_id() if is_task() and STOP_SIGNALS.caught != signal.SIGINT else None
+            if job and self.trainer.is_global_zero:
+                line += f"; {requeue(job)}"
+            raise KeyboardInterrupt(line) from stop
         config = self.config_init[self.subcommand]
         if config.test_after_fit and self.command == "fit":
             assert self.run_dir is not None
@@ -311,6 +325,17 @@ class RecipeCLI(LightningCLI):
                 verbose=False,
                 weights_only=True,
             )
+
+
+def slurm_environment() -> list[ClusterEnvironment]:
+    """What tells Lightning of the other processes of a SLURM job; nothing outside of one.
+
+    Lightning's own choice takes the shell of a job for one of its tasks. With its own requeueing it
+    would also write a file per preemption that no `--ckpt_path` knows.
+    """
+    if is_task():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if job_id() else []
 
 
 class BuildCLI(RecipeCLI):

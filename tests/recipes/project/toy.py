@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -122,6 +123,16 @@ class Interrupt(Callback):
     def on_train_batch_start(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class Pause(Callback):
+    """Makes each step take some time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *args) -> None:
+        time.sleep(self.seconds)
 
 
 class Broken(LightningModule):
