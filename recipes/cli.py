@@ -23,6 +23,7 @@ from .corrupt import corrupt
 from .errors import OneLineErrors, find_user_error, note, one_line
 from .export import export
 from .fit_law import fit_law
+from .jobs import jobs
 from .merge import merge
 from .study import study
 from .submit import submit
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "copy": copy_recipe,
     "study": study,
     "submit": submit,
+    "jobs": jobs,
     "fit-law": fit_law,
     "merge": merge,
     "anneal-predict": anneal_predict,

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import num_cores
+from .errors import note, num_cores, rank_of_process
+from .slurm_job import is_task
 from .study_file import Study, load_study
 from .study_plan import Run, check_data, plan_runs, save_plan, select_runs, stale_runs
 from .study_report import report
@@ -44,6 +45,7 @@ def study(
     dry_run: bool = False,
     table_only: bool = False,
     overwrite: bool = False,
+    element: int | None = None,
 ) -> None:
     """Run a study: a grid of recipes, settings and seeds, compared in one table.
 
@@ -59,6 +61,7 @@ def study(
         table_only: Make table and figures from what has finished, and start nothing.
         overwrite: Delete the runs whose definition has changed since they were started, and run
             them again.
+        element: Run the run of this number only, in this process: what a job array does.
 
     Raises:
         ValueError: The study, or what is asked of it, cannot be run; one line with the fix.
@@ -66,6 +69,9 @@ def study(
     """
     if config is None:
         raise ValueError("study needs one: --config language_model/claim (`tenfold list`)")
+    if element is not None:
+        run_element(load_study(config), study_dir, override, element)
+        return
     run_study(
         load_study(config),
         study_dir=study_dir,
@@ -115,6 +121,42 @@ def run_study(
         _print_problems(problems, len(selected), again, console)
     if problems:
         raise SystemExit(1)
+
+
+def run_element(
+    study: Study, study_dir: Path | None, override: Mapping[str, Any] | None, element: int
+) -> None:
+    """Runs one run of a study in this process, on the nodes and devices of its SLURM job.
+
+    Raises:
+        ValueError: There is no such run, what it reads has not finished, or it is going on
+            elsewhere.
+        SystemExit: With the exit code of the run, when it fails.
+    """
+    runs = plan_runs(study, study_dir or study.default_dir, override)
+    if not 0 <= element < len(runs):
+        raise ValueError(f"element: {element}, the study has runs 0 to {len(runs) - 1}")
+    run = runs[element]
+    if run.finished:
+        note(f"{run.id} has finished before")
+        return
+    if missing := [source.id for source in run.sources.values() if not source.finished]:
+        raise ValueError(f"{run.id} reads from {missing[0]}, which has not finished")
+    from .cli import main
+
+    arguments = run.arguments(resolved=True)
+    if is_task():
+        arguments += [
+            f"--trainer.num_nodes={os.environ['SLURM_NNODES']}",
+            f"--trainer.devices={os.environ['SLURM_NTASKS_PER_NODE']}",
+        ]
+    log = _locked_log(run) if rank_of_process() == 0 else None
+    try:
+        if code := main(arguments):
+            raise SystemExit(code)
+    finally:
+        if log is not None:
+            log.close()
 
 
 def _settle_stale(runs: Sequence[Run], folder: Path, *, overwrite: bool) -> None:

@@ -168,7 +168,7 @@ def test_the_sbatch_script_is_valid_shell_and_says_what_was_asked(project, capsy
     assert "#SBATCH --signal=SIGUSR1@90" in lines
     assert lines.index("module load cuda") < len(lines) - 1
     command = lines[-1].split()
-    assert command[:2] == ["srun", sys.executable]
+    assert command[:3] == ["srun", "--kill-on-bad-exit=1", sys.executable]
     assert {"recipe.yaml", "overlays/ddp"} <= set(command)
     joined = " ".join(command)
     assert "--ckpt_path auto --trainer.num_nodes=3 --trainer.devices=4" in joined

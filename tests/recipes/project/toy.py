@@ -125,6 +125,17 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class Needs(Callback):
+    """Fails while a file is missing, as when a disk is not mounted."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_fit_start(self, *args) -> None:
+        if not os.path.exists(self.path):  # noqa: PTH110
+            raise RuntimeError(f"{self.path} is not there")
+
+
 class Pause(Callback):
     """Makes each step take some time."""
 
