@@ -5,13 +5,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint types wheel-check release-check clean
+.PHONY: quickstart test test-all test-slurm lint types wheel-check release-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/tenfold fit --config language_model/quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS)
+
+# On a real SLURM of two nodes, started and stopped by the tests: apt-get install slurm-wlm munge
+test-slurm: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm tests/slurm $(PYTEST_FLAGS)
 
 test-all: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not slurm and not browser"

@@ -23,6 +23,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ..modules.files import atomic_write
+from .sharded_checkpoint import (
+    REST,
+    are_shards_whole,
+    duplicate,
+    is_sharded,
+    put_in_place,
+    remove,
+)
 from .stop_signals import STOP_SIGNALS
 
 LAST = "last.ckpt"
@@ -30,11 +38,17 @@ PREVIOUS = "previous.ckpt"
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint file can be trusted.
+    """Whether a checkpoint can be trusted.
 
-    It is a whole zip archive, and the checksums in it (CRC-32, one per stored tensor, written by
-    `torch.save`) all match.
+    A file is a whole zip archive, and the checksums in it (CRC-32, one per stored tensor, written
+    by `torch.save`) all match. Of a folder of shards no file is missing or cut short.
+
+    Raises:
+        ValueError: A folder of shards holds more than tensors and plain types.
     """
+    if path.is_dir():
+        with _no_python_objects(path):
+            return are_shards_whole(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -76,8 +90,9 @@ def read_hyperparameters(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The checkpoint holds more than tensors and plain types.
     """
+    file = path / REST if is_sharded(path) else path
     with _no_python_objects(path):
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     hyperparameters: dict[str, Any] = checkpoint.get("hyper_parameters", {})
     return hyperparameters
 
@@ -247,16 +262,14 @@ class RunCheckpoint(Checkpoint):
         # Inside an accumulation the weights are good to keep and the state is not to go on from.
         names = [] if _is_accumulating(trainer) else [LAST]
         names += [name] if value is not None and name in self.best else []
-        if trainer.is_global_zero and LAST in names and (folder / LAST).exists():
-            _duplicate(folder / LAST, folder / PREVIOUS)
-        for position, target in enumerate(names):
-            if position == 0:
-                trainer.save_checkpoint(folder / target, weights_only=False)
-            elif trainer.is_global_zero:
-                _duplicate(folder / names[0], folder / target)
+        if names:
+            write = _write_shards if _saves_shards(trainer) else _write_file
+            write(trainer, folder / names[0])
         if trainer.is_global_zero:
+            for target in names[1:]:
+                _duplicate(folder / names[0], folder / target)
             for other in before - set(self.best):
-                (folder / other).unlink(missing_ok=True)
+                remove(folder / other)
         if LAST in names:
             self._last_saved_step = trainer.global_step
 
@@ -287,8 +300,34 @@ def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
+def _write_file(trainer: Trainer, target: Path) -> None:
+    if trainer.is_global_zero and target.name == LAST and target.exists():
+        _duplicate(target, target.with_name(PREVIOUS))
+    trainer.save_checkpoint(target, weights_only=False)
+
+
+def _write_shards(trainer: Trainer, target: Path) -> None:
+    """Lets all processes write into a temporary folder, and renames it when it is complete."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    if trainer.is_global_zero:
+        remove(temporary)
+    trainer.strategy.barrier("shards")
+    trainer.save_checkpoint(temporary, weights_only=False)
+    if trainer.is_global_zero:
+        put_in_place(temporary, target, target.with_name(PREVIOUS) if target.name == LAST else None)
+    trainer.strategy.barrier("shards")
+
+
+def _saves_shards(trainer: Trainer) -> bool:
+    # Private, because a strategy does not say what it writes; a test notices when it moves.
+    return bool(getattr(trainer.strategy, "_save_distributed_checkpoint", False))
+
+
 def _duplicate(source: Path, target: Path) -> None:
-    """Makes `target` another name of the file `source` (a copy where there are no hard links)."""
+    """Makes `target` another name of `source` (a copy where there are no hard links)."""
+    if source.is_dir():
+        duplicate(source, target)
+        return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         os.link(source, temporary)

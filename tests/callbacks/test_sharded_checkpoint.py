@@ -1,0 +1,125 @@
+"""Folders of shards: what is refused before torch unpickles it, and what is damaged."""
+
+import io
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from tenfold.callbacks.checkpointing import (
+    is_intact,
+    newest_intact_checkpoint,
+    read_hyperparameters,
+    require_intact,
+)
+from tenfold.callbacks.sharded_checkpoint import METADATA, duplicate, put_in_place, read_metadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+class Malicious:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoints" / "last.ckpt"
+    optimizer = {"state": {"w": {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+    weights = {"w": torch.randn(30, 40), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    dcp.save({"state_dict": weights, "optimizer_0": optimizer}, checkpoint_id=folder, no_dist=True)
+    torch.save({"epoch": 1, "hyper_parameters": {"width": 8}}, folder / "meta.pt")
+    return folder
+
+
+def bytes_entry(folder: Path):
+    """Name and place of something in the shards that is no tensor."""
+    metadata = read_metadata(folder)
+    return next(
+        place
+        for index, place in metadata.storage_data.items()
+        if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata)
+    )
+
+
+def test_a_whole_one_is_intact_and_says_its_hyperparameters(checkpoint):
+    assert is_intact(checkpoint)
+    assert newest_intact_checkpoint(checkpoint.parent) == checkpoint
+    assert read_hyperparameters(checkpoint) == {"width": 8}
+
+
+def test_malicious_metadata_is_refused_before_it_runs(checkpoint):
+    (checkpoint / METADATA).write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
+        require_intact(checkpoint)
+    assert not Path("executed").exists()
+    with (checkpoint / METADATA).open("rb") as file:
+        pickle.load(file)
+    assert Path("executed").exists()  # it is a real one
+
+
+def test_a_malicious_object_in_a_shard_is_refused_before_it_runs(checkpoint):
+    """torch loads what is no tensor without `weights_only`."""
+    place = bytes_entry(checkpoint)
+    content = io.BytesIO()
+    torch.save(Malicious(), content, _use_new_zipfile_serialization=False)
+    shard = checkpoint / place.relative_path
+    with shard.open("r+b") as file:
+        file.seek(place.offset)
+        file.write(content.getvalue()[: place.length])
+    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
+        require_intact(checkpoint)
+    assert not Path("executed").exists()
+
+
+def test_a_shard_outside_of_the_folder_is_refused(checkpoint):
+    metadata = read_metadata(checkpoint)
+    for place in metadata.storage_data.values():
+        place.relative_path = f"../{place.relative_path}"
+    (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
+        require_intact(checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "no metadata", "cut metadata", "no rest"])
+def test_damage_is_noticed_and_an_older_one_named(checkpoint, damage):
+    older = checkpoint.with_name("previous.ckpt")
+    duplicate(checkpoint, older)
+    (shard,) = checkpoint.glob("*.distcp")
+    if damage == "cut":
+        content = shard.read_bytes()
+        shard.unlink()  # the copy is a hard link
+        shard.write_bytes(content[:-100])
+    elif damage == "cut metadata":
+        content = (checkpoint / METADATA).read_bytes()
+        (checkpoint / METADATA).unlink()
+        (checkpoint / METADATA).write_bytes(content[:-100])
+    else:
+        names = {"missing": shard.name, "no metadata": METADATA, "no rest": "meta.pt"}
+        (checkpoint / names[damage]).unlink()
+    assert not is_intact(checkpoint)
+    assert is_intact(older)
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged .* one is .*previous.ckpt"):
+        require_intact(checkpoint)
+
+
+def test_a_new_one_takes_the_name_and_the_old_one_becomes_the_previous(checkpoint):
+    previous, new = checkpoint.with_name("previous.ckpt"), checkpoint.with_name("new")
+    for number in (1, 2, 3):
+        duplicate(checkpoint, new)
+        (new / "meta.pt").unlink()
+        torch.save({"epoch": number}, new / "meta.pt")
+        put_in_place(new, checkpoint, previous)
+        assert torch.load(checkpoint / "meta.pt", weights_only=True)["epoch"] == number
+        assert is_intact(previous)
+    assert torch.load(previous / "meta.pt", weights_only=True)["epoch"] == 2
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == [
+        "last.ckpt",
+        "previous.ckpt",
+    ]
