@@ -5,14 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import comparison
 import pytest
 import torch
 import yaml
+from comparison import assert_same, last_checkpoint
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from tenfold.callbacks.checkpoint_merging import CheckpointMerging, ComparedScheme
 from tenfold.recipes.cli import main
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 RECIPE = {
     "base": "recipe.yaml",
@@ -53,11 +54,7 @@ def fit(run_dir: str, *arguments: str, steps: int = 16, base: str = "normed.yaml
         recipe()
     command = ["fit", "--config", base, "--run_dir", run_dir, *arguments]
     assert main([*command, "--trainer.max_steps", str(steps)]) == 0
-    return last(run_dir)
-
-
-def last(run_dir: str) -> dict:
-    return torch.load(Path(run_dir) / "checkpoints" / "last.ckpt", weights_only=True)
+    return last_checkpoint(run_dir)
 
 
 def metrics(run_dir: str) -> dict:
@@ -65,26 +62,9 @@ def metrics(run_dir: str) -> dict:
 
 
 def logged(run_dir: str) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value, of everything that the recipe itself logs."""
-    events = EventAccumulator(run_dir, size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [t for t in events.Tags()["scalars"] if not t.startswith(("merged/", "merging/"))]
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
-
-
-def assert_same(one: Any, other: Any, path: str = "") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_same(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, (x, y) in enumerate(zip(one, other, strict=True)):
-            assert_same(x, y, f"{path}/{i}")
-    else:
-        assert one == other or one != one, f"{path}: {one} != {other}"
+    """What the recipe itself logs."""
+    found = comparison.logged(run_dir)
+    return {tag: v for tag, v in found.items() if not tag.startswith(("merged/", "merging/"))}
 
 
 def assert_trained_alike(one: dict, other: dict) -> None:
@@ -212,9 +192,9 @@ def test_batch_norm_is_calibrated_for_the_merge_and_put_back(project):
     # 10 batches of 4: the plain mean over the epoch of the input of the layer.
     assert state["norm.num_batches_tracked"] == 10
     assert not torch.equal(
-        state["norm.running_mean"], last("run")["state_dict"]["norm.running_mean"]
+        state["norm.running_mean"], last_checkpoint("run")["state_dict"]["norm.running_mean"]
     )
-    assert last("run")["state_dict"]["norm.num_batches_tracked"] == 16
+    assert last_checkpoint("run")["state_dict"]["norm.num_batches_tracked"] == 16
 
 
 @pytest.mark.parametrize("save_format", ["safetensors", "lightning"])
@@ -355,9 +335,9 @@ def test_a_kill_in_a_merged_evaluation_leaves_live_weights(project, tenfold):
     common = ["fit", "--config", "normed.yaml", "--run_dir", "killed", "--trainer.max_steps", "16"]
     killed = tenfold(*common, "--config", "merge.yaml", "--config", during("kill", step=12))
     assert killed.returncode == -9, killed.stderr
-    assert_trained_alike(fit("until", steps=9), last("killed"))
+    assert_trained_alike(fit("until", steps=9), last_checkpoint("killed"))
     assert main([*common, "--config", "merge.yaml", "--ckpt_path", "last"]) == 0
-    assert_trained_alike(whole, last("killed"))
+    assert_trained_alike(whole, last_checkpoint("killed"))
 
 
 @pytest.mark.parametrize(("action", "error"), [("fail", RuntimeError), ("interrupt", SystemExit)])
@@ -420,13 +400,14 @@ def test_the_ring_survives_a_kill(project, tenfold, settings):
     killed = tenfold(*common, "--config", "kill.yaml")
     assert killed.returncode == -9, killed.stderr
     assert main([*common, "--ckpt_path", "last"]) == 0
-    assert_trained_alike(whole, last("killed"))
+    assert_trained_alike(whole, last_checkpoint("killed"))
     name = "merging/merged_00000024.ckpt"
     merged = [torch.load(f"{run}/{name}", weights_only=True) for run in ("whole", "killed")]
     assert_same(merged[0]["state_dict"], merged[1]["state_dict"])
     assert_same(merged[0]["merge_provenance"], merged[1]["merge_provenance"])
     states = [
-        checkpoint["callbacks"]["CheckpointMerging"] for checkpoint in (whole, last("killed"))
+        checkpoint["callbacks"]["CheckpointMerging"]
+        for checkpoint in (whole, last_checkpoint("killed"))
     ]
     assert_same(states[0]["evaluations"], states[1]["evaluations"])
 
@@ -519,7 +500,7 @@ def test_two_processes_merge_what_one_does(project, tenfold, strategy):
     assert metrics("run")["merged/val/loss"] == pytest.approx(alone, rel=1e-5)
     plain = tenfold(*command[:3], *command[5:], "--overwrite=true", "--run_dir=plain")
     assert plain.returncode == 0, plain.stderr
-    assert_trained_alike(last("plain"), last("run"))
+    assert_trained_alike(last_checkpoint("plain"), last_checkpoint("run"))
 
 
 def test_merged_weights_can_stay_in_memory(project):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from comparison import assert_same, last_checkpoint, logged
 from tenfold.callbacks.checkpointing import is_intact
 from tenfold.recipes.cli import main
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 FIT = ("fit", "--config", "recipe.yaml", "--data.num_workers", "2", "--trainer.max_steps", "60")
 
@@ -20,35 +20,6 @@ def overlay(name: str, step: int) -> str:
     callback = f"{{class_path: toy.{name}, init_args: {{step: {step}}}}}"
     path.write_text(f"trainer:\n  callbacks+:\n    - {callback}\n")
     return str(path)
-
-
-def last_checkpoint(run_dir: str) -> dict:
-    return torch.load(Path(run_dir) / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def logged(run_dir: str) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value, over all event files; a repeated step keeps the newest value."""
-    events = EventAccumulator(run_dir, size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "epoch"]
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
-
-
-def assert_same(a, b, path="") -> None:
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            if key != "wall_time_s":
-                assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}/{i}")
-    else:
-        assert a == b or a != a, f"{path}: {a} != {b}"
 
 
 def test_kill_and_resume_is_exact(project, tenfold):

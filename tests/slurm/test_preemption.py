@@ -7,23 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from comparison import assert_same, last_checkpoint, logged
 
 pytestmark = pytest.mark.slurm
 
 SLOW = "trainer: {callbacks+: [{class_path: toy.Pause, init_args: {seconds: 0.2}}]}"
 TWO_NODES = ("--config", "recipe.yaml", "--config", "overlays/ddp", "--config", "slow.yaml")
-
-
-def weights(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
 def test_a_run_preempted_twice_ends_as_if_it_had_not_been(jobs, project):
@@ -34,14 +23,13 @@ def test_a_run_preempted_twice_ends_as_if_it_had_not_been(jobs, project):
     jobs.cluster.wait_for(whole, "COMPLETED")
     job = jobs.submit(*TWO_NODES, "--nodes", "2", "--run_dir", "run", *steps)
     jobs.preempt(job, project / "run" / "checkpoints" / "step_00000004.ckpt")
-    first = torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    first = last_checkpoint("run")["global_step"]
     jobs.preempt(job, project / "run" / "config.resume_1.yaml")
     jobs.cluster.wait_for(job, "COMPLETED")
-    ours, theirs = weights(project / "run"), weights(project / "whole")
     assert 4 <= first < 60
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_same(last_checkpoint("run"), last_checkpoint("whole"))
     assert json.loads(Path("run/metrics.json").read_text())["run"]["world_size"] == 2
-    assert losses(project / "run") == losses(project / "whole")
+    assert_same(logged("run"), logged("whole"))
     names = {path.name for path in Path("run/checkpoints").iterdir()}
     assert {"last.ckpt", "previous.ckpt"} <= names
     assert len(names) == 3  # no hpc_ckpt_1.ckpt, no last-v1.ckpt, and one best
