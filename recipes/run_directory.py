@@ -1,15 +1,19 @@
 """Which directory a run lives in, and which checkpoint it goes on from. Imports no torch."""
 
+import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
-from .slurm_job import is_task
+from .slurm_job import is_task, job_id
 
 RUN_DIR_VARIABLE = "TENFOLD_RUN_DIR"
 RUNS = Path("runs")
+LOCK = ".lock"
 # What a run writes: all that --overwrite may delete.
 WRITTEN = (
     "config*.yaml",
@@ -89,6 +93,42 @@ def choose_run_dir(
     if int(environ.get("SLURM_NTASKS", "1")) > 1 and is_task(environ):
         raise ValueError("several SLURM tasks need one run directory: pass --run_dir DIR")
     return new_run_dir(folder)
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Creates a run directory and keeps other processes from training in it.
+
+    Returns:
+        An open file: the lock lasts until it is closed, or the process ends in whatever way.
+
+    Raises:
+        ValueError: Another process trains there, which is named; or nothing can be written there.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the run directory {run_dir}: {error.strerror}"
+        ) from error
+    try:
+        # Of the process, not of the open file: data workers that outlive a killed run do not hold
+        # it. Network file systems have it as well.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"{run_dir} is in use by {holder}: wait for its end, or give another --run_dir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    file.truncate(0)
+    job = job_id()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else ""))
+    file.flush()
+    return file
 
 
 def claim(run_dir: Path, command: str, resume: bool, overwrite: bool) -> Path:

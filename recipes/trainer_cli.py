@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from .arguments import Arguments
 from .catalogue import RECIPES
 from .errors import OneLineErrors, dropped_settings, note, rank_of_process
 from .initial_weights import MERGED_FILE, InitialWeights, MergedInit
-from .run_directory import choose_run_dir, claim, hand_on
+from .run_directory import choose_run_dir, claim, hand_on, lock
 from .slurm_job import is_task, job_id, requeue
 
 # Settings that belong to one start of a run and not to its recipe.
@@ -65,6 +66,7 @@ START_OPTIONS = (
 UNHELPFUL_WARNINGS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
+    ".*`srun` command is available.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",
 )
 
@@ -98,9 +100,11 @@ class RecipeCLI(LightningCLI):
     Args:
         arguments: The command line, prepared by `read_arguments`.
         command: `fit`, `validate`, `test`, `predict` or `check`.
+        resources: Where to put what must be closed when the command has ended.
     """
 
-    def __init__(self, arguments: Arguments, command: str) -> None:
+    def __init__(self, arguments: Arguments, command: str, resources: ExitStack) -> None:
+        self.resources = resources
         self.arguments = arguments
         self.command = command
         self.run_dir: Path | None = None
@@ -177,6 +181,8 @@ class RecipeCLI(LightningCLI):
         if rank_of_process() == 0:
             resume = config.ckpt_path is not None
             self._is_new_run = not any(self.run_dir.glob("*"))
+            if self.command == "fit":
+                self.resources.enter_context(lock(self.run_dir))
             path = claim(self.run_dir, self.command, resume, config.overwrite)
             save_config(self._plain_config(), path)
             if config.init_from_merge is not None:
@@ -347,7 +353,7 @@ class BuildCLI(RecipeCLI):
 
     def __init__(self, arguments: Arguments) -> None:
         self.callbacks: list[Callback] = []
-        super().__init__(arguments, "fit")
+        super().__init__(arguments, "fit", ExitStack())
 
     def before_instantiate_classes(self) -> None:
         """Leaves out what need not be there: data, loggers, accelerators of the run."""
@@ -381,7 +387,8 @@ def run(command: str, arguments: Arguments) -> None:
     if command != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
-    cli = RecipeCLI(arguments, command)
+    with ExitStack() as resources:
+        cli = RecipeCLI(arguments, command, resources)
     if command == "check":
         size = sum(parameter.numel() for parameter in cli.model.parameters())
         print(f"ok: {arguments.recipe} ({size / 1e6:.3g}M parameters)")

@@ -151,7 +151,7 @@ def test_two_processes_train_test_and_write_one_set_of_records(project, tenfold)
     assert test.returncode == 0, test.stderr
     records = [json.loads(line) for line in (run_dir / "records.jsonl").read_text().splitlines()]
     assert len(records) == 40
-    assert not list(run_dir.glob(".*"))
+    assert {path.name for path in run_dir.glob(".*")} == {".lock"}
 
 
 def test_the_sbatch_script_is_valid_shell_and_says_what_was_asked(project, capsys):
