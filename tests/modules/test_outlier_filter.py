@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial import cKDTree
 from tenfold.modules.influence import outlier_influence
 from tenfold.modules.outlier_filter import InDegreeFilter
 from tenfold.modules.point_cloud import PointCloudClassifier, PointNet
@@ -18,13 +17,21 @@ def test_isolated_points_are_left_out_and_surfaces_kept():
     assert kept[:, :500].float().mean() > 0.98
 
 
-def test_in_degrees_are_those_of_scipys_tree():
+def test_in_degrees_are_those_of_all_distances():
     torch.manual_seed(0)
-    pos = torch.randn(1, 60, 3, dtype=torch.float64)
-    neighbours = cKDTree(pos[0]).query(pos[0], 6)[1][:, 1:]
-    degree = torch.from_numpy(neighbours).flatten().bincount(minlength=60)
+    pos = torch.randn(2, 60, 3, dtype=torch.float64)
+    nearest = torch.cdist(pos, pos).argsort(dim=2)[..., 1:6]
+    degree = torch.stack([near.flatten().bincount(minlength=60) for near in nearest])
     for minimum in (1, 3, 5):
-        assert torch.equal(InDegreeFilter(5, minimum)(pos)[0], degree >= minimum)
+        assert torch.equal(InDegreeFilter(5, minimum)(pos), degree >= minimum)
+
+
+def test_the_tree_and_the_kernel_agree():
+    torch.manual_seed(0)
+    pos, real = torch.randn(3, 50, 3), torch.arange(50) < torch.tensor([[50], [17], [3]])
+    filter_ = InDegreeFilter(6, 3)
+    by_tree = filter_._in_degrees_by_tree(pos, real)
+    assert torch.equal(filter_._in_degrees(pos, real).where(real, 0), by_tree)
 
 
 def test_a_cloud_of_few_points_is_never_emptied():
