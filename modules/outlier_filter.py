@@ -80,7 +80,7 @@ class InDegreeFilter(nn.Module):
         ):
             real_N3 = pos_N3[:size]  # in canonical order those that are none come last
             wanted = np.arange(1, min(self.num_neighbors + 1, size) + 1)
-            _, near_NK = cKDTree(real_N3).query(real_N3, wanted)
+            near_NK = np.asarray(cKDTree(real_N3).query(real_N3, wanted)[1])
             names_NK = near_NK != np.arange(size)[:, None]
             degree_N[:] = np.bincount(near_NK[names_NK], minlength=num_points)
         return torch.from_numpy(degree_BN)
