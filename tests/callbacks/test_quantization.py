@@ -257,7 +257,13 @@ def test_the_input_of_down_proj_at_8_bits_is_one_line_of_yaml(project):
     assert found["precision"].endswith(":a8]")
 
 
-@pytest.mark.parametrize("overlays", [["overlays/ddp"], ["overlays/fsdp"]], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "overlays",
+    [
+        pytest.param(["overlays/ddp"], id="ddp", marks=pytest.mark.slow),
+        pytest.param(["overlays/fsdp"], id="fsdp"),
+    ],
+)
 @pytest.mark.parametrize("method", [pytest.param("absmax", marks=pytest.mark.slow), "lsq"])
 def test_two_processes_learn_what_one_does(project, tenfold, overlays, method):
     """Equal global batches: 2 x 2 sequences against 4."""

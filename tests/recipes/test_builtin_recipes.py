@@ -130,7 +130,7 @@ def test_every_quickstart_trains_from_the_command_line(name, project, tenfold):
     steps = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
     limits = ["--trainer.limit_val_batches", "1", "--run_dir", "run"]
     if name == "set_mixer/quickstart":  # which tests at its end
-        limits += ["--data.init_args.severities", "[3]"]
+        limits += ["--data.init_args.severities", "[3]", "--data.init_args.num_points", "256"]
     run = tenfold("fit", "--config", name, *steps, *limits)
     assert run.returncode == 0, run.stderr
     metrics = json.loads((project / "run" / "metrics.json").read_text())
