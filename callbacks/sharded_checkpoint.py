@@ -8,73 +8,20 @@ from a stranger could run code. Here only the classes that torch writes are let 
 
 import io
 import os
-import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-METADATA = ".metadata"
+from ..modules.checkpoint_files.metadata import METADATA, ForeignObjectError, read_metadata
+
 REST = "meta.pt"  # Lightning's name
-
-_CHECKPOINT = "torch.distributed.checkpoint"
-_ALLOWED = {
-    (f"{_CHECKPOINT}.metadata", name)
-    for name in (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-}
-
-
-class ForbiddenObject(pickle.UnpicklingError):
-    """A checkpoint holds what could run code when loaded."""
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if (module, name) not in _ALLOWED and not is_dtype:
-            raise ForbiddenObject(f"{module}.{name}")
-        return super().find_class(module, name)
 
 
 def is_sharded(path: Path) -> bool:
     """Whether a checkpoint is a folder of shards."""
     return path.is_dir() and (path / METADATA).is_file()
-
-
-def read_metadata(folder: Path) -> Metadata:
-    """Reads what a sharded checkpoint says of its tensors.
-
-    Raises:
-        ForbiddenObject: It holds other Python objects than those that torch writes.
-        OSError: It is missing or damaged.
-    """
-    with (folder / METADATA).open("rb") as file:
-        try:
-            metadata = _MetadataUnpickler(file).load()
-        except ForbiddenObject:
-            raise
-        except Exception as error:  # damaged bytes can ask the unpickler for anything
-            raise OSError(f"{folder / METADATA} is damaged: {error}") from error
-    if not isinstance(metadata, Metadata):
-        raise ForbiddenObject(f"{type(metadata).__name__} in place of Metadata")
-    return metadata
 
 
 def are_shards_whole(folder: Path) -> bool:
@@ -84,15 +31,21 @@ def are_shards_whole(folder: Path) -> bool:
     verified by torch as it loads them.
 
     Raises:
+        ForeignObjectError: It names what is no part of a checkpoint, or files outside of itself.
         pickle.UnpicklingError: There are Python objects that could run code when loaded.
     """
     try:
         metadata = read_metadata(folder)
+    except ForeignObjectError:
+        raise
+    except ValueError:
+        return False
+    try:
         sizes: dict[str, int] = {}
-        for index, place in (metadata.storage_data or {}).items():
+        for index, place in metadata.storage_data.items():
             name = place.relative_path
             if Path(name).name != name:
-                raise ForbiddenObject(f"a file outside of the folder, {name}")
+                raise ForeignObjectError(f"{folder} reads from outside of itself, {name}: refused")
             size = sizes.setdefault(name, (folder / name).stat().st_size)
             if place.offset + place.length > size:
                 return False

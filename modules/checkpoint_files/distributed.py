@@ -3,38 +3,18 @@
 Lightning's FSDP and ModelParallel strategies write them: `.metadata`, `__RANK_I.distcp`, `meta.pt`.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from .lightning import run_settings
+from .metadata import read_metadata
 from .pickled import FileSection, load_headers, locate, read_checksums
 from .stored import Checkpoint, Piece, StoredTensor, plain_names, step_in_name
 
-# `.metadata` is a pickle, and these are all that DCP puts into one.
-_METADATA_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath", "PurePosixPath"},
-    "pathlib._local": {"PosixPath", "PurePosixPath"},
-}
 _MODEL_KEYS = ("state_dict.", "model.")  # of ModelParallelStrategy, of FSDPStrategy
 
 
@@ -44,7 +24,7 @@ def read_distributed(folder: Path) -> Checkpoint:
     Raises:
         ValueError: It is damaged, incomplete, compressed, or would run code when unpickled.
     """
-    metadata = _read_metadata(folder / ".metadata")
+    metadata = read_metadata(folder)
     keys = metadata.state_dict_metadata
     prefix = next((p for p in _MODEL_KEYS if any(key.startswith(p) for key in keys)), None)
     if prefix is None:
@@ -69,37 +49,6 @@ def read_distributed(folder: Path) -> Checkpoint:
         step=others.get("global_step", step_in_name(folder)),
         settings=run_settings(others.get("hyper_parameters") or {}),
     )
-
-
-class _ForeignClassError(Exception):
-    """A pickle names something that it has no business with."""
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Builds DCP's own classes and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Finds a class of DCP's or a dtype."""
-        if name in _METADATA_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise _ForeignClassError(f"{module}.{name}")
-
-
-def _read_metadata(path: Path) -> Metadata:
-    try:
-        with path.open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-    except _ForeignClassError as error:
-        raise ValueError(
-            f"{path} names {error}, which is no part of a checkpoint and could run code: refused"
-        ) from error
-    except Exception as error:  # whatever bytes that are no pickle make pickle raise
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise ValueError(f"{path} describes no checkpoint")
-    return metadata
 
 
 def _locate_tensors(

@@ -14,7 +14,8 @@ from tenfold.callbacks.checkpointing import (
     read_hyperparameters,
     require_intact,
 )
-from tenfold.callbacks.sharded_checkpoint import METADATA, duplicate, put_in_place, read_metadata
+from tenfold.callbacks.sharded_checkpoint import duplicate, put_in_place
+from tenfold.modules.checkpoint_files.metadata import METADATA, read_metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -56,7 +57,7 @@ def test_a_whole_one_is_intact_and_says_its_hyperparameters(checkpoint):
 
 def test_malicious_metadata_is_refused_before_it_runs(checkpoint):
     (checkpoint / METADATA).write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
+    with pytest.raises(ValueError, match=r"names posix.system, which .* could run code"):
         require_intact(checkpoint)
     assert not Path("executed").exists()
     with (checkpoint / METADATA).open("rb") as file:
@@ -83,7 +84,7 @@ def test_a_shard_outside_of_the_folder_is_refused(checkpoint):
     for place in metadata.storage_data.values():
         place.relative_path = f"../{place.relative_path}"
     (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
-    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
+    with pytest.raises(ValueError, match="reads from outside of itself"):
         require_intact(checkpoint)
 
 
