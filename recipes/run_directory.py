@@ -7,7 +7,6 @@ import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from .slurm_job import is_task, job_id
 
@@ -95,18 +94,18 @@ def choose_run_dir(
     return new_run_dir(folder)
 
 
-def lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path) -> int:
     """Creates a run directory and keeps other processes from training in it.
 
     Returns:
-        An open file: the lock lasts until it is closed, or the process ends in whatever way.
+        A file descriptor: the lock lasts until it is closed, or the process ends in whatever way.
 
     Raises:
         ValueError: Another process trains there, which is named; or nothing can be written there.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / LOCK).open("a+", encoding="utf-8")
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise ValueError(
             f"cannot write to the run directory {run_dir}: {error.strerror}"
@@ -114,21 +113,20 @@ def lock(run_dir: Path) -> IO[str]:
     try:
         # Of the process, not of the open file: data workers that outlive a killed run do not hold
         # it. Network file systems have it as well.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        holder = os.read(descriptor, 1000).decode() or "another process"
+        os.close(descriptor)
         raise ValueError(
             f"{run_dir} is in use by {holder}: wait for its end, or give another --run_dir"
         ) from None
     except OSError:
         pass  # a file system without locks
-    file.truncate(0)
     job = job_id()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else ""))
-    file.flush()
-    return file
+    holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+    os.truncate(descriptor, 0)
+    os.write(descriptor, holder.encode())
+    return descriptor
 
 
 def claim(run_dir: Path, command: str, resume: bool, overwrite: bool) -> Path:

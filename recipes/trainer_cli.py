@@ -182,7 +182,7 @@ class RecipeCLI(LightningCLI):
             resume = config.ckpt_path is not None
             self._is_new_run = not any(self.run_dir.glob("*"))
             if self.command == "fit":
-                self.resources.enter_context(lock(self.run_dir))
+                self.resources.callback(os.close, lock(self.run_dir))
             path = claim(self.run_dir, self.command, resume, config.overwrite)
             save_config(self._plain_config(), path)
             if config.init_from_merge is not None:
