@@ -176,6 +176,7 @@ class RunCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.best: dict[str, float] = {}
         self._last_saved_step = -1
+        self._began_to_catch = False
 
     @property
     def best_checkpoint(self) -> str | None:
@@ -192,12 +193,17 @@ class RunCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and the signals of a cluster."""
-        # From Lightning as well: its handler of SIGTERM waits for all ranks inside the handler, for
-        # ever where the signal has reached one of them only.
+        self._began_to_catch = STOP_SIGNALS.catch(rank_zero_info)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes them over again: here and in `on_train_start` Lightning has them."""
+        # Lightning's handler of SIGTERM waits for all ranks inside the handler, for ever where the
+        # signal has reached one of them only, and ends training without a checkpoint.
         STOP_SIGNALS.catch(rank_zero_info)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mends a resume at an epoch's end; sets aside what is damaged; forgets what is gone."""
+        STOP_SIGNALS.catch(rank_zero_info)
         _leave_finished_epoch(trainer)
         folder = _folder(trainer)
         last = folder / LAST
@@ -207,8 +213,16 @@ class RunCheckpoint(Checkpoint):
         self._last_saved_step = trainer.global_step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        STOP_SIGNALS.release()
+        """Gives the signals back, if it took them."""
+        if self._began_to_catch:
+            STOP_SIGNALS.release()
+            self._began_to_catch = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Gives the signals back: Lightning calls no `teardown` then."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_end(
         self,

@@ -13,7 +13,11 @@ from types import FrameType
 from typing import Any
 
 # SLURM sends SIGUSR1 some time before the end (`#SBATCH --signal`) and SIGTERM at the end.
-_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_DEFAULTS: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
 
 
 class StopSignals:
@@ -32,21 +36,26 @@ class StopSignals:
         self._process = 0
         self._tell: Callable[[str], object] = print
 
-    def catch(self, tell: Callable[[str], object]) -> None:
+    def catch(self, tell: Callable[[str], object]) -> bool:
         """Begins to note signals; again, it takes them from whoever has taken them since.
 
         Only the main thread of a process can; elsewhere this does nothing.
 
         Args:
             tell: Shows users a line of text.
+
+        Returns:
+            Whether this call began it, so that its caller has to `release` them.
         """
         if threading.current_thread() is not threading.main_thread():
-            return
-        if not self._before:
+            return False
+        begins = not self._before
+        if begins:
             self.caught, self._process, self._tell = None, os.getpid(), tell
-        for number in _CAUGHT:
+        for number in _DEFAULTS:
             before = signal.signal(number, self._note)
             self._before.setdefault(number, before)
+        return begins
 
     def release(self) -> None:
         """Gives the signals back to whom they were taken from."""
@@ -57,6 +66,11 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked data worker: its parent ends it
+        if not self._before:
+            # Lightning has put this handler back after `release`, where training failed.
+            signal.signal(number, _DEFAULTS[number])
+            signal.raise_signal(number)
+            return
         if self.caught is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt

@@ -318,6 +318,8 @@ class RecipeCLI(LightningCLI):
             if job and self.trainer.is_global_zero:
                 line += f"; {requeue(job)}"
             raise KeyboardInterrupt(line) from stop
+        finally:
+            STOP_SIGNALS.release()
         config = self.config_init[self.subcommand]
         if config.test_after_fit and self.command == "fit":
             assert self.run_dir is not None

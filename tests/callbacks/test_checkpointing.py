@@ -1,11 +1,18 @@
 """Every checkpoint that is written is one to go on from, exactly."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    seed_everything,
+)
 from tenfold.callbacks.checkpointing import (
     AtomicCheckpointIO,
     RunCheckpoint,
@@ -275,3 +282,33 @@ def test_random_state_round_trips_through_a_checkpoint_file(tmp_path):
     first = draw()
     set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert draw() == first
+
+
+class Fails(Callback):
+    def on_train_batch_end(self, *args):
+        raise RuntimeError("as a step can")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trainer_of_ones_own_has_its_signals_back(tmp_path, fails):
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        callbacks=[RunCheckpoint(), *([Fails()] if fails else [])],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=2,
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    if fails:
+        with pytest.raises(RuntimeError, match="as a step can"):
+            trainer.fit(Net(), datamodule=Data())
+    else:
+        trainer.fit(Net(), datamodule=Data())
+        assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)

@@ -4,11 +4,15 @@ import io
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from safetensors.torch import load_file
 from tenfold.callbacks.checkpointing import (
+    _saves_shards,
     is_intact,
     newest_intact_checkpoint,
     read_hyperparameters,
@@ -19,6 +23,10 @@ from tenfold.modules.checkpoint_files.metadata import METADATA, read_metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+STOP = "trainer: {callbacks+: [{class_path: toy.Interrupt, init_args: {step: 6}}]}"
+SHARDS = "--trainer.strategy.init_args.save_distributed_checkpoint=true"
 
 
 class Malicious:
@@ -124,3 +132,38 @@ def test_a_new_one_takes_the_name_and_the_old_one_becomes_the_previous(checkpoin
         "last.ckpt",
         "previous.ckpt",
     ]
+
+
+def test_a_strategy_still_says_whether_it_writes_shards():
+    """By a private attribute, the only way there is."""
+    for shards in (True, False):
+        strategy = ModelParallelStrategy(save_distributed_checkpoint=shards)
+        assert _saves_shards(SimpleNamespace(strategy=strategy)) is shards
+    assert not _saves_shards(SimpleNamespace(strategy=DDPStrategy()))
+
+
+@pytest.mark.slow
+def test_two_processes_write_shards_and_go_on_from_them_exactly(project, tenfold):
+    """FSDP2 on two CPU processes, stopped in the middle of an epoch, resumed from its shards."""
+    command = ["fit", "--config", "tiny.yaml", "--config", "overlays/fsdp", "--trainer.devices=2"]
+    command += ["--trainer.strategy.init_args.data_parallel_size=2", SHARDS]
+    command += ["--trainer.max_steps=12"]
+    Path("stop.yaml").write_text(STOP)
+    whole = tenfold(*command, "--run_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    stopped = tenfold(*command, "--run_dir=parts", "--config", "stop.yaml")
+    assert stopped.returncode == 130, stopped.stderr
+    resumed = tenfold(*command, "--run_dir=parts", "--ckpt_path=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    folders = [Path(run, "checkpoints", "last.ckpt") for run in ("whole", "parts")]
+    assert all(folder.is_dir() and is_intact(folder) for folder in folders)
+    names = {path.name for path in folders[1].parent.iterdir()}
+    assert {"last.ckpt", "previous.ckpt"} < names
+    assert len(names) == 3  # and one best, no temporary folder
+    for run in ("whole", "parts"):  # both states, of steps 8 and 12, put together from their shards
+        states = [f"{run}/checkpoints/{name}.ckpt" for name in ("previous", "last")]
+        merged = tenfold("merge", *states, "--out", f"{run}.safetensors")
+        assert merged.returncode == 0, merged.stderr
+    whole, parts = (load_file(f"{run}.safetensors") for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())

@@ -3,6 +3,7 @@ line, with real signals."""
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from tenfold.recipes.cli import main
 FIT = ("fit", "--config", "recipe.yaml", "--data.num_workers", "2", "--trainer.max_steps", "60")
 
 
-def overlay(name: str, step: int) -> str:
+def overlay(name: str, **init_args: int) -> str:
     path = Path(f"{name.lower()}.yaml")
-    callback = f"{{class_path: toy.{name}, init_args: {{step: {step}}}}}"
+    callback = f"{{class_path: toy.{name}, init_args: {init_args}}}"
     path.write_text(f"trainer:\n  callbacks+:\n    - {callback}\n")
     return str(path)
 
@@ -29,7 +30,7 @@ def test_kill_and_resume_is_exact(project, tenfold):
     steps = [random.choice([13, 14, 15, 16, 17, 18, 22, 25, 26, 27]), 50]
     for step in steps:
         run = ("--run_dir", f"killed_{step}")
-        killed = tenfold(*FIT, *run, "--config", overlay("Kill", step))
+        killed = tenfold(*FIT, *run, "--config", overlay("Kill", step=step))
         assert killed.returncode == -9, killed.stderr
         assert last_checkpoint(run[1])["global_step"] < 60
         assert main([*FIT, *run, "--ckpt_path", "last"]) == 0
@@ -45,7 +46,7 @@ def test_kill_and_resume_is_exact(project, tenfold):
 def test_ctrl_c_saves_says_how_to_go_on_and_resumes_exactly(project, tenfold):
     assert main([*FIT, "--run_dir", "whole"]) == 0
     run = ("--run_dir", "stopped")
-    stopped = tenfold(*FIT, *run, "--config", overlay("Interrupt", 7))
+    stopped = tenfold(*FIT, *run, "--config", overlay("Interrupt", step=7))
     assert stopped.returncode == 130, stopped.stderr
     assert "tenfold fit --run_dir stopped --ckpt_path last" in stopped.stderr
     assert last_checkpoint("stopped")["global_step"] == 8
@@ -57,6 +58,26 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resumes_exactly(project, tenfold):
     config.write_text(yaml.safe_dump(content))
     assert main(["fit", "--run_dir", "stopped", "--ckpt_path", "last"]) == 0
     assert_same(last_checkpoint("whole"), last_checkpoint("stopped"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_of_a_cluster_save_and_stop_as_ctrl_c_does(project, capsys, number):
+    stop = overlay("Interrupt", step=7, number=int(number))
+    assert main([*FIT, "--run_dir", "stopped", "--config", stop]) == 128 + number
+    error = capsys.readouterr().err
+    assert f"{number.name}: finishing this step, then saving ..." in error
+    assert "tenfold fit --run_dir stopped --ckpt_path last" in error
+    assert last_checkpoint("stopped")["global_step"] == 8
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_signals_are_as_before_when_training_has_ended(project, stopped):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    options = ["--config", overlay("Interrupt", step=1)] if stopped else []
+    code = main([*FIT[:3], "--trainer.max_steps", "3", "--run_dir", "run", *options])
+    assert code == (130 if stopped else 0)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_auto_starts_fresh_then_goes_on(project, capsys):

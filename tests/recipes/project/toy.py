@@ -115,14 +115,15 @@ class Kill(Callback):
 
 
 class Interrupt(Callback):
-    """Ctrl-C in the middle of a step."""
+    """Ctrl-C, or another signal, in the middle of a step."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, number: int = int(signal.SIGINT)) -> None:
         self.step = step
+        self.number = number
 
     def on_train_batch_start(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 class Needs(Callback):
