@@ -12,6 +12,8 @@ from pathlib import Path
 from .run_directory import RUNS
 
 REGISTER = RUNS / "jobs.jsonl"
+FINISHED = "finished"
+FAILED = "ended without a result"
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,23 @@ def jobs(all: bool = False) -> None:  # noqa: A002 - the name of the flag
         print(f"no jobs were submitted from this folder (no {REGISTER})")
         return
     queue = read_queue()
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for job in reversed(submitted):
         states = {name: state_of(name, run, queue) for name, run in job.runs().items()}
         if job.elements:
             counts = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
             rows.append((job.job, job.name, counts, job.folder))
-        open_ = {name: state for name, state in states.items() if all or state != "finished"}
-        for name, state in open_.items():
-            rows.append((name, "" if job.elements else job.name, state, str(job.runs()[name])))
+            shown = states if all else {n: s for n, s in states.items() if s == FAILED}
+            rows += [(name, "", state, str(job.runs()[name])) for name, state in shown.items()]
+        elif all or states[job.job] != FINISHED:
+            rows.append((job.job, job.name, states[job.job], job.folder))
     if not rows:
         print(f"all {len(submitted)} jobs have finished; --all shows them")
-    widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []
-    for row in rows:
-        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[3]]))
+        return
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for *cells, folder in rows:
+        padded = [text.ljust(width) for text, width in zip(cells, widths, strict=True)]
+        print("  ".join([*padded, folder]))
 
 
 def state_of(name: str, run_dir: Path, queue: dict[str, str]) -> str:
@@ -76,8 +80,8 @@ def state_of(name: str, run_dir: Path, queue: dict[str, str]) -> str:
         return queue[name]
     metrics = run_dir / "metrics.json"
     if metrics.is_file() or run_dir.joinpath("table.md").is_file():
-        return "finished"
-    return "ended without a result"
+        return FINISHED
+    return FAILED
 
 
 def read_queue() -> dict[str, str]:

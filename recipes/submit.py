@@ -3,8 +3,9 @@
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .jobs import elements_in_queue, record_job
 from .run_directory import new_run_dir, next_run_dir, runs_of
 from .study import LAUNCHER
 from .study_file import Study, load_study
-from .study_plan import Run, plan_runs, save_plan, select_runs, stale_runs
+from .study_plan import plan_runs, save_plan, select_runs, stale_runs
 
 
 def submit(
@@ -75,6 +76,11 @@ def submit(
     """
     if bool(config) == bool(study):
         raise ValueError("submit needs a recipe: --config language_model/quickstart, or a --study")
+    misplaced = {"study_dir": study_dir, "only": only, "max_running": max_running}
+    if study:
+        misplaced = {"run_dir": run_dir}
+    if wrong := [name for name, value in misplaced.items() if value is not None]:
+        raise ValueError(f"--{wrong[0]} does not go with {'a --study' if study else '--config'}")
     site_options = {
         "partition": partition,
         "account": account,
@@ -86,11 +92,17 @@ def submit(
         "setup": setup,
     }
     wanted = load_site(site).overridden(site_options)
-    job = Job("", "", Path(), time=time, warn_seconds=warn_seconds, requeue=requeue)
+    make_job = partial(Job, time=time, warn_seconds=warn_seconds, requeue=requeue)
     if study:
-        job = replace(job, nodes=count("nodes", nodes), devices=count("devices", devices), array=())
-        job = replace(job, max_running=max_running)
-        submit_study(load_study(study), job, wanted, study_dir, only, override, dry_run)
+        make_array = partial(
+            make_job,
+            nodes=count("nodes", nodes),
+            devices=count("devices", devices),
+            max_running=max_running,
+        )
+        submit_study(
+            load_study(study), make_array, make_job, wanted, study_dir, only, override, dry_run
+        )
         return
     assert config is not None
     arguments = read_arguments([part for name in config for part in ("--config", name)])
@@ -102,8 +114,7 @@ def submit(
         run_dir = next_run_dir(folder) if dry_run else new_run_dir(folder)
     overrides = {"trainer.num_nodes": nodes, "trainer.devices": devices, **(override or {})}
     run_dir = run_dir.absolute()
-    job = replace(
-        job,
+    job = make_job(
         name=f"{folder.parent.name}-{folder.name}",
         command=shlex.join(training_command(config, run_dir, overrides)),
         output=run_dir / "slurm-%j.out",
@@ -120,7 +131,8 @@ def submit(
 
 def submit_study(
     study: Study,
-    job: Job,
+    make_array: Callable[..., Job],
+    make_job: Callable[..., Job],
     site: Site,
     study_dir: Path | None,
     only: str | None,
@@ -153,8 +165,7 @@ def submit_study(
         sources = {source for k in elements for source in runs[k].sources.values()}
         after = {submitted.get(source.stage.name) for source in sources}
         after |= {queued.get(source.id) for source in sources}
-        array = replace(
-            job,
+        array = make_array(
             name=f"{study.path.stem}-{stage.name}",
             command=f"{shlex.join(words)} --element=$SLURM_ARRAY_TASK_ID",
             output=folder / "slurm" / f"{stage.name}-%A_%a.out",
@@ -163,19 +174,16 @@ def submit_study(
         )
         submitted[stage.name] = _send_or_show(array, site, folder, dry_run)
         if not dry_run:
-            record_job(submitted[stage.name], array.name, folder, _ids(runs, elements))
+            ids = {str(k): runs[k].id for k in elements}
+            record_job(submitted[stage.name], array.name, folder, ids)
     if not submitted:
         what = "every run has finished" if not queued else f"{len(queued)} runs are in the queue"
         print(f"nothing to submit: {what}; the table: {shlex.join([*words, '--table_only'])}")
         return
-    table = replace(
-        job,
+    table = make_job(
         name=f"{study.path.stem}-table",
         command=shlex.join([*words, "--table_only"]),
         output=folder / "slurm" / "table-%j.out",
-        nodes=1,
-        devices=1,
-        array=None,
         after=tuple(submitted.values()),
     )
     job_id = _send_or_show(table, replace(site, gpus=False), folder, dry_run)
@@ -183,16 +191,13 @@ def submit_study(
         record_job(job_id, table.name, folder)
 
 
-def _ids(runs: Sequence[Run], elements: Sequence[int]) -> dict[str, str]:
-    return {str(k): runs[k].id for k in elements}
-
-
 def _send_or_show(job: Job, site: Site, folder: Path, dry_run: bool) -> str:
     if dry_run:
         print(job.script(site))
         return f"<job of {job.name}>"
     job_id = _send(job, site, folder / "slurm" / f"{job.name}.sbatch")
-    print(f"job {job_id}: {job.name}, {len(job.array or '1')} to run: {folder}")
+    runs = f", {len(job.array)} runs" if job.array else ""
+    print(f"job {job_id}: {job.name}{runs}: {folder}")
     return job_id
 
 
