@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -129,6 +130,19 @@ class SlurmCluster:
         """Starts the daemon of a node."""
         self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
+    def kill_daemon(self, node: str) -> None:
+        """Kills the daemon of a node; what runs on the node goes on."""
+        daemon = self.daemons.pop(f"slurmd-{node}")
+        daemon.kill()
+        daemon.wait()
+
+    def kill_node(self, node: str) -> None:
+        """Kills the daemon of a node and all that runs on it, as a power cut does."""
+        self.kill_daemon(node)
+        for process in _started_on(node):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
     def stop(self) -> None:
         """Ends all jobs and daemons."""
         if "slurmctld" in self.daemons:
@@ -204,6 +218,19 @@ class SlurmCluster:
                 log = self.folder / f"{dead[0] if dead else name}.out"
                 raise RuntimeError(f"{log.stem} did not come up: {log.read_text()[-2000:]}")
             time.sleep(0.2)
+
+
+def _started_on(node: str) -> list[int]:
+    """The processes of jobs on a node, by their environment, and those that watch over them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
+            on_node = f"SLURMD_NODENAME={node}".encode() in environment
+            if on_node or (b"slurmstepd" in command and f"-{node}".encode() in command):
+                found.append(int(folder.name))
+    return found
 
 
 def _free_ports(count: int) -> list[int]:

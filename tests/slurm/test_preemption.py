@@ -50,18 +50,47 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(jobs, project):
     assert "not queued again" in Path(f"run/slurm-{job}.out").read_text()
 
 
-def test_in_a_shell_of_a_job_a_run_is_one_process(jobs, project):
+def test_a_job_queued_again_by_hand_goes_on(jobs, project):
+    Path("slow.yaml").write_text(SLOW)
+    steps = ["--override", "{trainer.max_steps: 30}"]
+    job = jobs.submit(*TWO_NODES, "--nodes", "2", "--run_dir", "run", *steps)
+    jobs.wait_until((project / "run" / "checkpoints" / "last.ckpt").exists, "a checkpoint")
+    jobs.cluster.run("scontrol", "requeue", job)
+    assert jobs.cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
+    assert Path("run/config.resume_1.yaml").exists()
+    assert last_checkpoint("run")["global_step"] == 30
+
+
+@pytest.mark.parametrize("shell", ["srun --overlap --ntasks=1 --pty", ""], ids=["pty", "salloc"])
+def test_in_a_shell_of_a_job_a_run_is_one_process(jobs, project, shell):
     """`srun --pty` and `salloc` leave the variables of a job with two tasks behind."""
     fit = f"{sys.executable} -m tenfold.recipes.cli fit --config recipe.yaml --trainer.max_steps 4"
-    inside = ["srun", "--ntasks=1", "--overlap", "bash", "-c", f"SLURM_PTY_PORT=1 {fit}"]
-    for name, command in {"pty": inside, "salloc": ["bash", "-c", fit]}.items():
-        done = subprocess.run(
-            ["salloc", "--nodes=2", "--ntasks-per-node=1", *command],
-            env=jobs.cluster.environment | {"TENFOLD_CACHE": os.environ["TENFOLD_CACHE"]},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{name}: {done.stderr}"
-        assert "run directory" in done.stdout
+    inside = f"salloc --nodes=2 --ntasks-per-node=1 {shell} {fit} --run_dir run"
+    done = subprocess.run(
+        ["script", "--quiet", "--return", "--command", inside, "/dev/null"],  # gives it a terminal
+        env=jobs.cluster.environment | {"TENFOLD_CACHE": os.environ["TENFOLD_CACHE"]},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert json.loads(Path("run/metrics.json").read_text())["run"]["world_size"] == 1
+
+
+@pytest.mark.parametrize("what", ["node", "daemon"])
+def test_a_node_that_fails_costs_the_steps_since_the_last_checkpoint(jobs, project, what):
+    """Without a signal. Where only the daemon dies, SLURM ends the processes of the other nodes."""
+    Path("slow.yaml").write_text(SLOW)
+    steps = ["--override", "{trainer.max_steps: 60}"]
+    whole = jobs.submit(*TWO_NODES, "--nodes", "2", "--run_dir", "whole", *steps)
+    jobs.cluster.wait_for(whole, "COMPLETED")
+    job = jobs.submit(*TWO_NODES, "--nodes", "2", "--run_dir", "run", *steps)
+    jobs.wait_until((project / "run" / "checkpoints" / "last.ckpt").exists, "a checkpoint")
+    (jobs.cluster.kill_node if what == "node" else jobs.cluster.kill_daemon)("n2")
+    restarted = lambda: jobs.cluster.show_job(job)["Restarts"] == "1"  # noqa: E731
+    jobs.wait_until(restarted, "the job to be queued again")
+    jobs.cluster.start_node("n2")
+    jobs.cluster.wait_for(job, "COMPLETED")
+    assert_same(last_checkpoint("run"), last_checkpoint("whole"))
+    assert_same(logged("run"), logged("whole"))
