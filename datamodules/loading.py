@@ -12,9 +12,13 @@ Ranks take the samples of that one order in turn, so that batch k of W ranks wit
 holds the samples of batch k of one rank with W * B. The number of workers changes only the speed.
 """
 
+import os
 import random
-from collections.abc import Iterator, Sized
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -93,6 +97,7 @@ class ResumableDataLoader(DataLoader[Any]):
             dataset = SeededItems(dataset, seed)
         # `DataLoader` draws a seed for its workers, by default from the global generator.
         kwargs.setdefault("generator", torch.Generator().manual_seed(seed))
+        kwargs["worker_init_fn"] = partial(start_worker, kwargs.get("worker_init_fn"))
         super().__init__(dataset, batch_sampler=batch_sampler, **kwargs)
         # Given a batch sampler, torch names a sequential sampler here. Lightning would replace that
         # in a distributed run, and calls `set_epoch` on what it finds.
@@ -285,6 +290,31 @@ class SeededItems(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
+
+
+def start_worker(then: Callable[[int], None] | None, worker: int) -> None:
+    """Keeps a worker alive when a signal goes to all processes of a run, as Ctrl-C or of a cluster.
+
+    The run has to finish its step, for which it needs the data. SIGTERM ends the worker only if it
+    comes from its parent, which ends its workers so.
+
+    Args:
+        then: The user's own `worker_init_fn`.
+        worker: Its number.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    if then is not None:
+        then(worker)
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """The loader alone: order, sharding, resume, and random numbers per sample."""
 
 import itertools
+import multiprocessing
 import random
+import subprocess
+import time
 from typing import Any
 
 import numpy as np
@@ -329,3 +332,30 @@ def test_an_error_in_a_sample_restores_the_generators() -> None:
     with pytest.raises(KeyError):
         next(iter(ResumableDataLoader(Broken(4), batch_size=2, randomness=True)))
     assert generator_states() == before
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_outlive_signals_to_all_processes_and_end_with_their_loader(context: str) -> None:
+    """As a cluster sends them, or Ctrl-C; another process sends them here."""
+    loader = ResumableDataLoader(
+        Numbers(40), batch_size=2, num_workers=2, multiprocessing_context=context
+    )
+    batches = iter(loader)
+    first = next(batches).tolist()
+    workers = [process.pid for process in multiprocessing.active_children()]
+    for name in ("TERM", "USR1", "INT"):
+        subprocess.run(["kill", f"-{name}", *map(str, workers)], check=True)
+    time.sleep(0.5)
+    assert flat([first, *(batch.tolist() for batch in batches)]) == list(range(40))
+    del batches
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_ends_when_its_parent_says_so() -> None:
+    loader = ResumableDataLoader(Numbers(40), batch_size=2, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(timeout=10)
+    assert worker.exitcode == 0
