@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,8 +21,11 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..modules.files import atomic_write
+from ..modules.weight_averaging import local_tensor
+from .late_flags import LateFlags
 from .sharded_checkpoint import (
     REST,
     are_shards_whole,
@@ -150,13 +153,21 @@ class RunCheckpoint(Checkpoint):
     Saves after every validation, every `every_n_train_steps` steps, and when training ends. Where
     a validation is due after a step, the state is saved after that validation and not before it:
     so a resumed run neither repeats nor loses one. The first Ctrl-C, and a signal of a cluster
-    (SIGTERM, SIGUSR1), finish the step, save and stop; a second Ctrl-C stops at once.
+    (SIGTERM, SIGUSR1), finish the step, save and stop; a second Ctrl-C stops at once. Several
+    processes agree on it one step later.
+
+    Weights that are not finite are never saved: training stops, and what was saved before stays.
+    A loss that is not finite stops it only where the weights are not either, one step later.
 
     Args:
         monitor: Logged metric that ranks checkpoints, such as `val/loss`. None keeps no best ones.
         mode: Whether a lower ("min") or a higher ("max") value is better.
         save_top_k: How many of the best to keep.
         every_n_train_steps: Optimizer steps between saves besides those after validation.
+
+    Raises:
+        ValueError: An argument is out of range; while training: the weights are not finite, or the
+            monitored metric is not logged.
     """
 
     def __init__(
@@ -177,6 +188,9 @@ class RunCheckpoint(Checkpoint):
         self.best: dict[str, float] = {}
         self._last_saved_step = -1
         self._began_to_catch = False
+        self._flags = LateFlags()
+        self._stop_agreed = False
+        self._is_to_stop = False
 
     @property
     def best_checkpoint(self) -> str | None:
@@ -204,11 +218,15 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mends a resume at an epoch's end; sets aside what is damaged; forgets what is gone."""
         STOP_SIGNALS.catch(rank_zero_info)
+        self._flags, self._stop_agreed, self._is_to_stop = LateFlags(), False, False
         _leave_finished_epoch(trainer)
         folder = _folder(trainer)
         last = folder / LAST
-        if trainer.is_global_zero and last.exists() and not is_intact(last):
-            last.rename(folder / f"{LAST}.damaged")  # or it would become `previous.ckpt`
+        if trainer.is_global_zero:
+            for unfinished in folder.glob(".*.tmp"):  # of a process that was killed
+                remove(unfinished)
+            if last.exists() and not is_intact(last):
+                last.rename(folder / f"{LAST}.damaged")  # or it would become `previous.ckpt`
         self.best = {name: value for name, value in self.best.items() if (folder / name).exists()}
         self._last_saved_step = trainer.global_step
 
@@ -224,6 +242,13 @@ class RunCheckpoint(Checkpoint):
         """Gives the signals back: Lightning calls no `teardown` then."""
         self.teardown(trainer, pl_module, "fit")
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops if asked to: at the end of the batch its values were not yet logged."""
+        if self._is_to_stop:
+            raise KeyboardInterrupt
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -238,19 +263,24 @@ class RunCheckpoint(Checkpoint):
         is due now; not on the last batch of an epoch, after whose resume Lightning's epoch
         counters are off by one. The hooks below take these cases.
         """
+        self._ask_ranks(trainer, outputs)
         if not (_is_accumulating(trainer) or _validation_follows(trainer) or trainer.is_last_batch):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves when it was time on the last batch."""
+        """Saves when it was time on the last batch; stops if asked to."""
         self._save_if_due(trainer)
+        if self._is_to_stop:
+            raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, and ranks the state by the monitored metric."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._save(trainer, value=self._monitored(trainer))
-        if self._stop_requested(trainer) and not _is_accumulating(trainer):
+        # Saving has made the ranks wait for each other: here they may ask at once.
+        caught = trainer.strategy.reduce_boolean_decision(_is_caught(), all=False)
+        if caught and not _is_accumulating(trainer):
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,14 +289,35 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
-        step, stop = trainer.global_step, self._stop_requested(trainer)
+        step = trainer.global_step
+        stop = _is_caught() if trainer.world_size == 1 else self._stop_agreed
         is_time = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
         if step != self._last_saved_step and (is_time or stop or _is_last_step(trainer)):
             self._save(trainer)
-        if stop:
-            raise KeyboardInterrupt
+        self._is_to_stop = stop
+
+    def _ask_ranks(self, trainer: Trainer, outputs: Any) -> None:
+        """Learns whether the step before brought a signal, or a loss that is not finite."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        device = trainer.strategy.root_device
+        flags = torch.full((2,), int(_is_caught()), dtype=torch.uint8, device=device)
+        flags[1] = 0 if loss is None else ~torch.isfinite(loss.detach()).all()
+        self._stop_agreed, is_suspicious = self._flags.exchange(flags)
+        if is_suspicious:
+            self._require_finite_weights(trainer)
+
+    def _require_finite_weights(self, trainer: Trainer) -> None:
+        is_finite = _are_finite(trainer.lightning_module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
+            last = _folder(trainer) / LAST
+            way_out = "a lower learning rate or --trainer.gradient_clip_val=1"
+            raise ValueError(
+                f"the weights are not finite at step {trainer.global_step}: training stopped; "
+                + (f"go on from {last} with {way_out}" if last.exists() else f"try {way_out}")
+            )
 
     def _save(self, trainer: Trainer, value: float | None = None) -> None:
+        self._require_finite_weights(trainer)
         folder, name = _folder(trainer), f"step_{trainer.global_step:08d}.ckpt"
         before = set(self.best)
         if value is not None:
@@ -302,12 +353,14 @@ class RunCheckpoint(Checkpoint):
             )
         return float(trainer.callback_metrics[self.monitor])
 
-    def _stop_requested(self, trainer: Trainer) -> bool:
-        caught = STOP_SIGNALS.caught is not None
-        if trainer.world_size == 1:
-            return caught
-        # Ranks may get the signal on different steps: stop on the same one.
-        return trainer.strategy.reduce_boolean_decision(caught, all=False)
+
+def _is_caught() -> bool:
+    return STOP_SIGNALS.caught is not None
+
+
+def _are_finite(parameters: Iterable[Tensor]) -> bool:
+    checks = [torch.isfinite(local_tensor(parameter)).all() for parameter in parameters]
+    return all(bool(check) for check in checks)  # read after all have been launched
 
 
 def _folder(trainer: Trainer) -> Path:
@@ -326,7 +379,10 @@ def _write_shards(trainer: Trainer, target: Path) -> None:
     if trainer.is_global_zero:
         remove(temporary)
     trainer.strategy.barrier("shards")
-    trainer.save_checkpoint(temporary, weights_only=False)
+    try:
+        trainer.save_checkpoint(temporary, weights_only=False)
+    except CheckpointException as error:  # no Exception, and of all ranks: one of theirs will do
+        raise next(iter(error.failures.values()))[0] from error
     if trainer.is_global_zero:
         put_in_place(temporary, target, target.with_name(PREVIOUS) if target.name == LAST else None)
     trainer.strategy.barrier("shards")
@@ -341,6 +397,8 @@ def _duplicate(source: Path, target: Path) -> None:
     """Makes `target` another name of `source` (a copy where there are no hard links)."""
     if source.is_dir():
         duplicate(source, target)
+        return
+    if target.exists() and target.samefile(source):  # to rename one to the other does nothing
         return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

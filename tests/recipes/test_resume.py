@@ -58,6 +58,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resumes_exactly(project, tenfold):
     config.write_text(yaml.safe_dump(content))
     assert main(["fit", "--run_dir", "stopped", "--ckpt_path", "last"]) == 0
     assert_same(last_checkpoint("whole"), last_checkpoint("stopped"))
+    assert_same(logged("whole"), logged("stopped"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

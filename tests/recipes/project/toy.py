@@ -1,8 +1,11 @@
 """A user's own classes, as a recipe names them: dropout, augmentation in workers, validation."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import time
+from collections import OrderedDict
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -106,12 +109,88 @@ class Toy(LightningModule):
 class Kill(Callback):
     """Ends the process the hard way after an optimizer step, before anything is saved for it."""
 
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillWorkers(Callback):
+    """Ends the data workers, as the kernel does when memory runs out."""
+
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_end(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+
+
+class Hang(Callback):
+    """Waits for ever at the start of a step, as for a file system that does not answer."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            time.sleep(1e6)
+
+
+class SignalWhileSaving(Callback):
+    """Sends signals to its process when half of the checkpoint of a step has been written."""
+
+    def __init__(self, step: int, numbers: list[int]) -> None:
+        self.step = step
+        self.numbers = numbers
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+        if trainer.global_step == self.step:
+            checkpoint["signals"] = Signals(self.numbers)
+
+
+class Signals:
+    """Sends signals when it is pickled."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+
+    def __reduce__(self):
+        for number in self.numbers:
+            os.kill(os.getpid(), number)
+        return (OrderedDict, ())
+
+
+class FillDisk(Callback):
+    """Writes a file until there is no space left."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            with open(self.path, "wb", buffering=0) as file, contextlib.suppress(OSError):  # noqa: PTH123
+                while True:
+                    file.write(bytes(100))
+
+
+class LearningRateFrom(Callback):
+    """Sets another learning rate from a step on."""
+
+    def __init__(self, step: int, rate: float) -> None:
+        self.step = step
+        self.rate = rate
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step >= self.step:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = self.rate
 
 
 class Interrupt(Callback):
