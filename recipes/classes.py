@@ -22,6 +22,7 @@ CLASSES = {
     "PointNet2": "tenfold.modules.point_cloud",
     "ProgressLines": "tenfold.callbacks.progress_lines",
     "QuantizationAwareTraining": "tenfold.callbacks.quantization",
+    "RankWatch": "tenfold.callbacks.rank_watch",
     "RandomState": "tenfold.callbacks.random_state",
     "RecordWriter": "tenfold.callbacks.records",
     "SetMixerAggregation": "tenfold.modules.set_mixer",

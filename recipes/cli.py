@@ -22,6 +22,7 @@ from .classes import import_named
 from .corrupt import corrupt
 from .errors import OneLineErrors, find_user_error, note, one_line
 from .export import export
+from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
@@ -87,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after `tenfold`; None takes the process's.
 
     Returns:
-        The exit status: 0, 2 for a user error (one line on stderr), 130 after
-        Ctrl-C, 143 and 138 after SIGTERM and SIGUSR1, when a run has saved. Any other
-        error keeps its traceback; `--debug` keeps that of a user error as well.
+        The exit status: 0; 2 for a user error and 1 for a failure around the run (one line on
+        stderr); 130 after Ctrl-C, 143 and 138 after SIGTERM and SIGUSR1, when a run has saved. Any
+        other error keeps its traceback; `--debug` keeps those of the first two as well.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -103,8 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{interrupt}".rstrip(), file=sys.stderr)
         return 128 + (STOP_SIGNALS.caught or signal.SIGINT)
     except Exception as error:
+        if debug:
+            raise
+        if failure := explain_failure(error):
+            print(f"error: {failure}", file=sys.stderr)
+            return 1
         user_error = find_user_error(error)
-        if debug or user_error is None:
+        if user_error is None:
             raise
         print(f"error: {one_line(user_error)}", file=sys.stderr)
         return 2

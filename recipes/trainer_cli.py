@@ -39,6 +39,7 @@ from ..callbacks.checkpointing import (
 from ..callbacks.figures import FigureWriter
 from ..callbacks.progress_lines import ProgressLines
 from ..callbacks.random_state import RandomState
+from ..callbacks.rank_watch import RankWatch
 from ..callbacks.records import RecordWriter
 from ..callbacks.run_recorder import RunRecorder, read_metrics
 from ..callbacks.stop_signals import STOP_SIGNALS
@@ -46,6 +47,7 @@ from ..modules.files import atomic_write
 from .arguments import Arguments
 from .catalogue import RECIPES
 from .errors import OneLineErrors, dropped_settings, note, rank_of_process
+from .failures import ended_on_failure
 from .initial_weights import MERGED_FILE, InitialWeights, MergedInit
 from .run_directory import choose_run_dir, claim, hand_on, lock
 from .slurm_job import is_task, job_id, requeue
@@ -263,6 +265,8 @@ class RecipeCLI(LightningCLI):
                 return Trainer(accelerator="cpu", devices=1, logger=False, barebones=True)
             return self._instantiate_trainer({**trainer, **CHECK}, [StopAfterOneBatch()])
         callbacks: list[Callback] = [FigureWriter(), RecordWriter()]
+        if not any(isinstance(given, RankWatch) for given in trainer.callbacks or []):
+            callbacks.append(RankWatch())
         assert self.run_dir is not None
         if config.init_from is not None:
             callbacks.append(InitialWeights(config.init_from))
@@ -291,7 +295,10 @@ class RecipeCLI(LightningCLI):
             "enable_checkpointing": self.command == "fit",
             "enable_progress_bar": trainer.enable_progress_bar is not False and is_terminal,
         }
-        return self._instantiate_trainer({**trainer, **ours, **kwargs}, callbacks)
+        built = self._instantiate_trainer({**trainer, **ours, **kwargs}, callbacks)
+        launched = lambda: getattr(built.strategy.launcher, "procs", [])  # noqa: E731
+        self.resources.enter_context(ended_on_failure(launched))
+        return built
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         try:
