@@ -136,8 +136,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Loads a checkpoint after verifying its checksums.
 
         Raises:
-            ValueError: The file is damaged, or holds more than tensors and plain types.
+            ValueError: The file is damaged, or holds more than tensors and plain types; or it is a
+                folder of shards, and this run is not sharded.
         """
+        if is_sharded(Path(path)):
+            raise ValueError(
+                f"{path} is a folder of shards: go on with --config overlays/fsdp, or put it in "
+                f"one file, `tenfold merge {path} --out one.safetensors`, for --init_from"
+            )
         require_intact(Path(path))
         with _no_python_objects(path):
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)

@@ -135,36 +135,36 @@ class ResumableDataLoader(DataLoader[Any]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Makes the next iteration go on after the consumed batches.
 
-        Lightning has a count of its own of the batches in the epoch. With another batch size in the
-        middle of an epoch, `trainer.fit_loop.epoch_loop.batch_progress` has to be set to this one.
-
         Args:
-            state_dict: From `state_dict()`, also of another batch size or number of ranks if the
-                samples consumed in the epoch are a whole number of batches now.
+            state_dict: From `state_dict()`, also of another number of ranks if all ranks together
+                have batches of the same size and number as before: Lightning counts batches.
 
         Raises:
-            ValueError: The data or their order differ, or the position lies inside a batch.
+            ValueError: The data, their order or their batches differ.
         """
-        error = "cannot resume in the middle of the data: "
+        error = "cannot go on in the middle of the data: "
         for name, now in self._data_order().items():
             if state_dict[name] != now:
                 raise ValueError(
                     f"{error}the checkpoint has {name}={state_dict[name]}, this run {name}={now} "
-                    "(use the same data and seed, or load only the weights)"
+                    "(use the same data and seed, or load only the weights: --init_from)"
                 )
+        then, now = (
+            (state["num_batches"], state["batch_size"] * state["num_ranks"])
+            for state in (state_dict, self.state_dict())
+        )
+        if then != now:
+            num_ranks = self.sampler.shard()[1]
+            size = then[1] // num_ranks
+            fits = f"batch_size={size}" if then[1] % num_ranks == 0 else "as many ranks as before"
+            raise ValueError(
+                f"{error}the checkpoint has {then[0]} batches of {then[1]} samples over all ranks, "
+                f"this run {now[0]} of {now[1]} (use {fits} on {num_ranks} rank(s), or load only "
+                "the weights: --init_from)"
+            )
         epoch, num_consumed = state_dict["epoch"], state_dict["num_consumed"]
-        then = state_dict["batch_size"] * state_dict["num_ranks"]
-        now = self._batch_size * self.sampler.shard()[1]
         if num_consumed == state_dict["num_batches"]:
             epoch, num_consumed = epoch + 1, 0
-        elif num_consumed * then % now == 0:
-            num_consumed = num_consumed * then // now
-        else:
-            raise ValueError(
-                f"{error}the checkpoint consumed {num_consumed} batches of {then} samples over all "
-                f"ranks, no whole number of this run's batches of {now} (use a batch size times "
-                "number of ranks that divides them)"
-            )
         self.sampler.set_epoch(epoch)
         self._epoch, self._num_consumed, self._resuming = epoch, num_consumed, True
 

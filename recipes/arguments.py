@@ -8,7 +8,7 @@ flag that it comes from, for messages. Imports no torch.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ import yaml
 from .catalogue import find_recipe
 
 CLASS_CHOICES = ("--model", "--data")
+SECRET_KEYS = re.compile(
+    r"(^|[._])(api_?key|password|passwd|secret|(access|auth|api|bearer|hf)_token)$", re.IGNORECASE
+)
+PASSWORD_IN_ADDRESS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,26 @@ def read_arguments(argv: list[str]) -> Arguments:
             result.settings += _settings_of_file(file)
     result.argv += choices + others
     result.settings += _settings_of_flags(choices + others)
+    refuse_secrets(result.settings)
     return result
+
+
+def refuse_secrets(settings: Iterable[Setting]) -> None:
+    """Keeps secrets out of the files that configurations are written to.
+
+    Raises:
+        ValueError: A key is named as secrets are, or an address has a password; its value is not
+            repeated.
+    """
+    for setting in settings:
+        is_named_so = SECRET_KEYS.search(setting.key) and setting.value not in ("", "null")
+        if is_named_so or PASSWORD_IN_ADDRESS.search(setting.value):
+            is_flag = setting.where.startswith("--")
+            raise ValueError(
+                f"{setting.where if is_flag else f'{setting.where}: {setting.key}'}: a secret must "
+                "not stand in a configuration, which is kept in config.yaml: set the environment "
+                "variable that its client reads (OPENAI_API_KEY, HF_TOKEN, ...)"
+            )
 
 
 def split_arguments(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
@@ -216,19 +239,25 @@ def _settings_of_flags(flags: list[str]) -> Iterator[Setting]:
         parts = name.removeprefix("--").removesuffix("+").split(".")
         key = ".".join(part for part in parts if part not in ("class_path", "init_args"))
         if value[:1] in ("{", "["):
-            yield from _settings_of_structure(name, key, value)
+            yield from settings_of_structure(name, key, value)
         else:
             yield Setting(name, key, value)
 
 
-def _settings_of_structure(flag: str, key: str, text: str) -> Iterator[Setting]:
-    """Yields the values inside a flag's mapping or list; the text itself when it is neither."""
+def settings_of_structure(where: str, key: str, text: str) -> Iterator[Setting]:
+    """Yields the values inside a mapping or list; the text itself when it is neither.
+
+    Args:
+        where: Line or flag that gives it.
+        key: Dotted key that it is given to.
+        text: YAML.
+    """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         node = None
     if node is None:
-        yield Setting(flag, key, text)
+        yield Setting(where, key, text)
         return
     for inner, leaf in _leaves(node, key):
-        yield Setting(flag, inner, leaf.value)
+        yield Setting(where, inner, leaf.value)

@@ -58,7 +58,8 @@ def merge(
     `tenfold merge runs/my/version_0 --last 10 --out merged.safetensors`. The end of --out says
     what is written: `X.safetensors`; `X.ckpt`, the newest checkpoint with merged weights, for
     `fit --ckpt_path`, `test --ckpt_path` and --init_from; else a folder as Hugging Face's libraries
-    load it. Tensors are read in small blocks and summed in fp32.
+    load it. Tensors are read in small blocks and summed in fp32. Of one checkpoint this is a copy:
+    a folder of shards in one file.
 
     Args:
         inputs: Checkpoints (.ckpt, .safetensors, folders of Hugging Face, PEFT or sharded

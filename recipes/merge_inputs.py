@@ -122,8 +122,6 @@ def order_checkpoints(
         if len(ordered) < last:
             raise ValueError(f"--last {last}: only {len(ordered)} checkpoints are there")
         ordered = ordered[-last:]
-    if len(ordered) < 2:
-        raise ValueError(f"a merge needs at least 2 checkpoints, got {len(ordered)}")
     return ordered
 
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .arguments import read_yaml, render
+from .arguments import read_yaml, refuse_secrets, render, settings_of_structure
 from .catalogue import find_recipe
 from .errors import nearest
 from .study_formula import Formula, parse_formulas
@@ -218,7 +218,7 @@ def dotted_settings(value: Any, where: str) -> dict[str, Any]:
     """Checks a mapping from dotted keys to values.
 
     Raises:
-        ValueError: A key is not dotted, or is one that the study itself sets.
+        ValueError: A key is not dotted, is one that the study itself sets, or names a secret.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a mapping of dotted keys to values, found {value!r}")
@@ -232,6 +232,7 @@ def dotted_settings(value: Any, where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: '{key}' is no dotted key such as model.init_args.width")
         if key in reserved:
             raise ValueError(f"{where}: '{key}' cannot be set: {reserved[key]}")
+        refuse_secrets(settings_of_structure(where, key, render(value[key])))
     return value
 
 

@@ -105,7 +105,8 @@ def submit(
         )
         return
     assert config is not None
-    arguments = read_arguments([part for name in config for part in ("--config", name)])
+    given = [f"--{key}={render(value)}" for key, value in (override or {}).items()]
+    arguments = read_arguments([*(f"--config={name}" for name in config), *given])
     written = {setting.key: setting.value for setting in arguments.settings}
     nodes = count("nodes", nodes, written.get("trainer.num_nodes"))
     devices = count("devices", devices, written.get("trainer.devices"))

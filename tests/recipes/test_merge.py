@@ -192,7 +192,6 @@ def test_a_long_merge_says_how_far_it_is(here, capsys, monkeypatch):
     [
         ([], "merge needs checkpoints"),
         (["run"], "merge needs --out"),
-        (["A", "--out", "x.ckpt"], "a merge needs at least 2 checkpoints, got 1"),
         (["A", "A", "--out", "x.ckpt"], "is given twice"),
         (["A", "copy.ckpt", "--out", "x.ckpt"], "have the same step 4"),
         (["missing.ckpt", "--out", "x.ckpt"], "no file or folder 'missing.ckpt'"),

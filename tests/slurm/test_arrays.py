@@ -21,6 +21,18 @@ stages:
       w7: {set: {model.init_args.width: 7}, config: [needs.yaml]}
 table: {rows: train.variant, against: w2, metrics: [val/loss]}
 """
+PAIR = """
+stages:
+  - name: train
+    recipe: recipe.yaml
+    config: [slow.yaml]
+    set: {trainer.max_steps: 60}
+    variants:
+      w2: {set: {model.init_args.width: 2}}
+      w3: {set: {model.init_args.width: 3}}
+table: {rows: train.variant, against: w2, metrics: [val/loss]}
+"""
+SLOW = "trainer: {callbacks+: [{class_path: toy.Pause, init_args: {seconds: 0.2}}]}"
 NEEDS = "trainer: {callbacks+: [{class_path: toy.Needs, init_args: {path: disk}}]}"
 
 
@@ -55,3 +67,21 @@ def test_a_failed_run_of_six_is_run_again_alone(jobs, project):
     assert all(row["mean"] for row in table_rows())
     assert f"{again}_5" in jobs.tenfold("jobs", "--all")
     assert "every run has finished" in jobs.tenfold(*submit)
+
+
+def test_only_the_element_that_is_warned_is_queued_again(jobs, project):
+    Path("slow.yaml").write_text(SLOW)
+    Path("pair.yaml").write_text(PAIR)
+    submit = ["submit", "--study", "pair.yaml", "--gpus=false", "--study_dir", "pair"]
+    array, table = submitted(jobs.tenfold(*submit))
+    for name in ("w2", "w3"):
+        last = project / "pair" / "train" / name / "checkpoints" / "last.ckpt"
+        jobs.wait_until(last.exists, f"a checkpoint of {name}")
+    jobs.cluster.run("scancel", "--signal=USR1", f"{array}_1")
+    jobs.cluster.wait_for(table, "COMPLETED")
+    restarts = [jobs.cluster.show_job(f"{array}_{k}")["Restarts"] for k in (0, 1)]
+    assert restarts == ["0", "1"]
+    said = Path(f"pair/slurm/train-{array}_1.out").read_text()
+    assert f"job {array}_1 is queued again" in said
+    assert Path("pair/train/w3/config.resume_1.yaml").exists()
+    assert all(Path(f"pair/train/{name}/metrics.json").exists() for name in ("w2", "w3"))

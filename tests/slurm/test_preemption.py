@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from comparison import assert_same, last_checkpoint, logged
+from tenfold.recipes.cli import main
 
 pytestmark = pytest.mark.slurm
 
@@ -94,3 +95,19 @@ def test_a_node_that_fails_costs_the_steps_since_the_last_checkpoint(jobs, proje
     jobs.cluster.wait_for(job, "COMPLETED")
     assert_same(last_checkpoint("run"), last_checkpoint("whole"))
     assert_same(logged("run"), logged("whole"))
+
+
+def test_before_its_time_limit_a_job_saves_and_is_queued_again(jobs, project):
+    """A job of one minute, warned 40 s before its end, that needs longer."""
+    Path("slow.yaml").write_text(SLOW.replace("0.2", "0.5"))
+    limit = ["--time", "0:01:00", "--warn_seconds", "40", "--run_dir", "run"]
+    steps = ["--override", "{trainer.max_steps: 70}"]
+    job = jobs.submit("--config", "recipe.yaml", "--config", "slow.yaml", *limit, *steps)
+    ended = jobs.cluster.wait_for(job, "COMPLETED", timeout=400)
+    assert int(ended["Restarts"]) >= 1
+    assert "SIGUSR1: finishing this step" in Path(f"run/slurm-{job}.out").read_text()
+    assert last_checkpoint("run")["global_step"] == 70
+    assert (
+        main(["fit", "--config", "recipe.yaml", "--trainer.max_steps=70", "--run_dir=whole"]) == 0
+    )
+    assert_same(last_checkpoint("run")["state_dict"], last_checkpoint("whole")["state_dict"])
