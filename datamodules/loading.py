@@ -149,18 +149,18 @@ class ResumableDataLoader(DataLoader[Any]):
                     f"{error}the checkpoint has {name}={state_dict[name]}, this run {name}={now} "
                     "(use the same data and seed, or load only the weights: --init_from)"
                 )
-        then, now = (
+        before, here = (
             (state["num_batches"], state["batch_size"] * state["num_ranks"])
             for state in (state_dict, self.state_dict())
         )
-        if then != now:
+        if before != here:
             num_ranks = self.sampler.shard()[1]
-            size = then[1] // num_ranks
-            fits = f"batch_size={size}" if then[1] % num_ranks == 0 else "as many ranks as before"
+            size, rest = divmod(before[1], num_ranks)
+            fits = "as many ranks as before" if rest else f"batch_size={size}"
             raise ValueError(
-                f"{error}the checkpoint has {then[0]} batches of {then[1]} samples over all ranks, "
-                f"this run {now[0]} of {now[1]} (use {fits} on {num_ranks} rank(s), or load only "
-                "the weights: --init_from)"
+                f"{error}the checkpoint has {before[0]} batches of {before[1]} samples over all "
+                f"ranks, this run {here[0]} of {here[1]} (use {fits} on {num_ranks} rank(s), or "
+                "load only the weights: --init_from)"
             )
         epoch, num_consumed = state_dict["epoch"], state_dict["num_consumed"]
         if num_consumed == state_dict["num_batches"]:

@@ -21,6 +21,7 @@ from ..corruption_names import CLEAN
 from ..influence import outlier_influence, permutation_residual
 from ..metrics.corruption_errors import CorruptionErrorRates
 from ..optimization import configure_optimizers, save_plain_hyperparameters
+from ..sharding import shard_over_devices
 from ..training_progress import TrainingProgress
 from .figures import error_rate_figure
 
@@ -107,6 +108,14 @@ class PointCloudClassifier(LightningModule):
         self.progress = TrainingProgress(unit="clouds", loss_unit="nats")
         self.skipped_steps = 0
         self._test_rates: dict[str, float] = {}
+
+    def configure_model(self) -> None:
+        """Shards the networks, which the constructor has built."""
+        self.shard_network()
+
+    def shard_network(self) -> None:
+        """Shards them where a strategy asks for it; callbacks change layers before."""
+        shard_over_devices(self, [self.backbone, self.head])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds optimizer and schedule."""
