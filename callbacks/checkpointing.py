@@ -197,6 +197,7 @@ class RunCheckpoint(Checkpoint):
         self._flags = LateFlags()
         self._stop_agreed = False
         self._is_to_stop = False
+        self._unlogged: dict[str, float] = {}
 
     @property
     def best_checkpoint(self) -> str | None:
@@ -204,12 +205,13 @@ class RunCheckpoint(Checkpoint):
         return min(self.best, key=lambda name: self._rank(self.best[name]), default=None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best checkpoints so far: file name -> value of the monitored metric."""
-        return {"best": dict(self.best)}
+        """The best checkpoints so far, and the values of this step that are yet to be logged."""
+        return {"best": dict(self.best), "unlogged": dict(self._unlogged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.best = dict(state_dict["best"])
+        self._unlogged = dict(state_dict.get("unlogged", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and the signals of a cluster."""
@@ -234,6 +236,10 @@ class RunCheckpoint(Checkpoint):
             if last.exists() and not is_intact(last):
                 last.rename(folder / f"{LAST}.damaged")  # or it would become `previous.ckpt`
         self.best = {name: value for name, value in self.best.items() if (folder / name).exists()}
+        if self._unlogged:  # a kill may have come between the checkpoint and the log of its step
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(self._unlogged), step=trainer.global_step - 1)
+                logger.save()
         self._last_saved_step = trainer.global_step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -271,7 +277,9 @@ class RunCheckpoint(Checkpoint):
         """
         self._ask_ranks(trainer, outputs)
         if not (_is_accumulating(trainer) or _validation_follows(trainer) or trainer.is_last_batch):
+            self._unlogged = _values_to_log(trainer)
             self._save_if_due(trainer)
+            self._unlogged = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves when it was time on the last batch; stops if asked to."""
@@ -419,6 +427,14 @@ def _is_accumulating(trainer: Trainer) -> bool:
     # an optimizer step nor whether validation comes next; tests/callbacks/test_checkpointing.py
     # notices when they move.
     return trainer.fit_loop._should_accumulate()
+
+
+def _values_to_log(trainer: Trainer) -> dict[str, float]:
+    # Private: Lightning logs a step after all hooks in which it could be saved; a test kills there.
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    return {name: float(value) for name, value in connector.metrics["log"].items()}
 
 
 def _validation_follows(trainer: Trainer) -> bool:

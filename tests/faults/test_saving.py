@@ -79,6 +79,15 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(project, tenf
     assert_ends_like_a_whole_run("run")
 
 
+def test_a_kill_between_a_checkpoint_and_the_log_of_its_step_leaves_no_gap(project, tenfold):
+    run = [*FIT, "--run_dir=run", "--ckpt_path=auto", "--model=toy.KilledBeforeLogging"]
+    killed = tenfold(*run)
+    assert killed.returncode == -signal.SIGKILL
+    assert last_checkpoint("run")["global_step"] == 6
+    assert max(logged("run")["train/loss"]) < 5
+    assert_ends_like_a_whole_run("run")
+
+
 def test_weights_that_are_not_finite_are_never_saved(project, capsys):
     """At an infinite rate: the run ends, with a way out that works."""
     assert main([*FIT, "--run_dir", "run", "--trainer.max_steps", "6"]) == 0

@@ -47,7 +47,7 @@ def test_two_recipes_in_4_bits_and_merged_end_as_if_not_preempted(jobs, project,
     metrics = [json.loads(Path(name, "metrics.json").read_text()) for name in ("run", "whole")]
     assert metrics[0]["fit"]["merged/val/loss"] == metrics[1]["fit"]["merged/val/loss"]
     assert metrics[0]["run"]["world_size"] == 2
-    assert metrics[0]["run"]["precision"].startswith("w4a4[")
+    assert metrics[0]["run"]["quantization"]["precision"].startswith("w4a4")
 
 
 def test_a_sharded_run_saves_and_goes_on_on_two_nodes(jobs, project):

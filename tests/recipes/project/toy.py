@@ -106,6 +106,15 @@ class Toy(LightningModule):
         return self.optimizer(self.parameters())
 
 
+class KilledBeforeLogging(Toy):
+    """Is killed between the checkpoint of step 6 and the log of that step, at its first start."""
+
+    def on_train_batch_end(self, *args) -> None:
+        if self.trainer.global_step == 6 and not os.path.exists("was_killed"):  # noqa: PTH110
+            os.mkdir("was_killed")  # noqa: PTH102
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Kill(Callback):
     """Ends the process the hard way after an optimizer step, before anything is saved for it."""
 
