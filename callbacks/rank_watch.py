@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import traceback
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -48,7 +47,7 @@ class RankWatch(Callback):
         if trainer.world_size == 1:
             return
         host = trainer.strategy.cluster_environment.main_address  # type: ignore[attr-defined]
-        self._store = _open_store(trainer, host, timedelta(seconds=self.patience_s))
+        self._store = _open_store(trainer, host)
         self._note("the start")
         self._ended = threading.Event()
         arguments = (self._store, trainer.global_rank, trainer.world_size, self._ended)
@@ -103,21 +102,22 @@ class RankWatch(Callback):
 
     def _watch(self, store: TCPStore, rank: int, num_ranks: int, ended: threading.Event) -> None:
         has_spoken_at = -1
-        names = [f"rank_{other}" for other in range(num_ranks)]
-        me = f"rank {rank} ({socket.gethostname()}, process {os.getpid()})"
-        while not ended.wait(self.interval_s):
+        name = f"rank {rank} ({socket.gethostname()}, process {os.getpid()})"
+        while True:
             count, place, since = self._reached
-            stack = self._stack() if time.monotonic() - since > self.patience_s / 2 else ""
+            halted_s = time.monotonic() - since
+            stack = self._stack() if halted_s > self.patience_s / 2 else ""
             try:
-                store.set(names[rank], json.dumps([count, place, me, stack]))
-                if rank != 0 or count == has_spoken_at or not store.check(names):
-                    continue
-                states = [json.loads(text) for text in store.multi_get(names)]
+                store.set(str(rank), json.dumps([count, place, name, stack]))
+                if rank == 0 and halted_s > self.patience_s and count != has_spoken_at:
+                    states = store.multi_get([str(other) for other in range(num_ranks)])
+                    said = describe_halt([json.loads(state) for state in states], halted_s)
+                    print(said, file=sys.stderr, flush=True)
+                    has_spoken_at = count
             except (dist.DistError, RuntimeError):
                 return  # rank 0, which holds the store, has ended
-            if time.monotonic() - since > self.patience_s and stack:
-                print(describe_halt(states, self.patience_s), file=sys.stderr, flush=True)
-                has_spoken_at = count
+            if ended.wait(self.interval_s):
+                return
 
     @staticmethod
     def _stack() -> str:
@@ -146,10 +146,10 @@ def describe_halt(states: list[tuple[int, str, str, str]], seconds: float) -> st
     return f"warning: nothing has moved for {seconds:.0f} s: {who} is at\n{behind[0][3]}".rstrip()
 
 
-def _open_store(trainer: Trainer, host: str, timeout: timedelta) -> TCPStore:
+def _open_store(trainer: Trainer, host: str) -> TCPStore:
     """A store of this callback's own, which rank 0 holds, so that its traffic disturbs none."""
     store = None
     if trainer.is_global_zero:
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     port = trainer.strategy.broadcast(store.port if store else 0)
-    return store or TCPStore(host, port, is_master=False, timeout=timeout)
+    return store or TCPStore(host, port, is_master=False)

@@ -7,8 +7,7 @@ import errno
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 GO_ON = "--ckpt_path auto goes on from the last checkpoint"
 GRACE_SECONDS = 10
@@ -47,9 +46,10 @@ def explain_failure(error: BaseException) -> str | None:
     return None
 
 
-@contextmanager
-def ended_on_failure(processes: Callable[[], Sequence[subprocess.Popen[bytes]]]) -> Iterator[None]:
-    """Ends other processes of a run when the block fails.
+def end_on_failure(
+    processes: Callable[[], Sequence[subprocess.Popen[bytes]]],
+) -> Callable[[object, object, object], None]:
+    """Ends other processes of a run when this one has failed; to be pushed on an `ExitStack`.
 
     Those that hang would stay behind; those that are about to say why they fail get some seconds to
     do so.
@@ -57,13 +57,15 @@ def ended_on_failure(processes: Callable[[], Sequence[subprocess.Popen[bytes]]])
     Args:
         processes: Asked then.
     """
-    try:
-        yield
-    except BaseException:
+
+    def leave(kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            return
         end = time.monotonic() + GRACE_SECONDS
         for process in processes():
             try:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-        raise
+
+    return leave

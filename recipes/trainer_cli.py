@@ -47,7 +47,7 @@ from ..modules.files import atomic_write
 from .arguments import Arguments
 from .catalogue import RECIPES
 from .errors import OneLineErrors, dropped_settings, note, rank_of_process
-from .failures import ended_on_failure
+from .failures import end_on_failure
 from .initial_weights import MERGED_FILE, InitialWeights, MergedInit
 from .run_directory import choose_run_dir, claim, hand_on, lock
 from .slurm_job import is_task, job_id, requeue
@@ -124,6 +124,10 @@ class RecipeCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecipeCLI":
+        """There is one: weight averaging copies a module, whose optimizer's factory leads here."""
+        return self
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has: its directory, its checkpoints, where it starts from."""
@@ -297,7 +301,7 @@ class RecipeCLI(LightningCLI):
         }
         built = self._instantiate_trainer({**trainer, **ours, **kwargs}, callbacks)
         launched = lambda: getattr(built.strategy.launcher, "procs", [])  # noqa: E731
-        self.resources.enter_context(ended_on_failure(launched))
+        self.resources.push(end_on_failure(launched))
         return built
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -166,7 +166,7 @@ def plan(
     entries = NUM_TENSORS * ranks
     metadata = entries * costs.metadata_entry_bytes
     gathered = checkpoint * (1 / network + 1 / min(costs.write, file_system))
-    watching = ranks * (costs.watch_set + costs.watch_read_per_rank) / WATCH_INTERVAL_S
+    watching = ranks * costs.watch_set / WATCH_INTERVAL_S
     return [
         ("checkpoint, all ranks together", f"{checkpoint / GB:.0f} GB"),
         ("of it each rank's shard", f"{shard / 1e6:.0f} MB"),
@@ -184,6 +184,10 @@ def plan(
         ("flags per step", "2 bytes, one all-reduce, not waited for"),
         ("`RankWatch`, messages to rank 0", f"{ranks / WATCH_INTERVAL_S:.0f} per second"),
         ("which take of one core there", f"{100 * watching:.2f} %"),
+        (
+            "  and to read all, when nothing moves",
+            f"{ranks * costs.watch_read_per_rank * 1e3:.0f} ms",
+        ),
     ]
 
 

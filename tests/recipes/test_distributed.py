@@ -90,6 +90,13 @@ def test_shards_without_a_sharded_run_are_refused_with_the_ways_on(project, tenf
     assert main([*FIT, *steps, "--init_from=one.safetensors"]) == 0
 
 
+def test_weights_are_averaged_on_two_processes(project, tenfold):
+    fit = ["fit", "--config", "recipe.yaml", "--config", "overlays/ema", "--run_dir=run"]
+    ran = tenfold(*fit, "--config", "overlays/ddp", "--trainer.devices=2")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(Path("run/metrics.json").read_text())["run"]["world_size"] == 2
+
+
 UNEVEN = {
     "language_model/quickstart": [
         "--data.init_args.batch_size=7",
