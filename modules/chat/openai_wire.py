@@ -1,0 +1,138 @@
+"""Chat requests and answers as OpenAI's chat completions write them."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from .messages import ChatRequest, ChatResponse, Message, Part
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+
+
+class MalformedAnswer(Exception):
+    """An answer that the protocol does not allow; another try may bring a better one."""
+
+
+def request_body(
+    request: ChatRequest, image_format: str, max_image_side: int | None, top_logprobs: int
+) -> dict[str, Any]:
+    """Returns a request in OpenAI's terms, without the model's name.
+
+    Settings at the value that means nothing are left out: servers refuse what they do not know.
+    """
+    body: dict[str, Any] = {
+        "messages": [_message(turn, image_format, max_image_side) for turn in request.turns],
+        "temperature": request.temperature,
+        "max_tokens": request.max_new_tokens,
+    }
+    if request.top_p < 1:
+        body["top_p"] = request.top_p
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.choices:
+        body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": top_logprobs}
+    return body
+
+
+def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatResponse:
+    """Returns what a server answered.
+
+    Raises:
+        MalformedAnswer: It is no chat completion.
+        ValueError: The request has choices, and the server sent no log-probabilities or such as do
+            not tell the choices apart.
+    """
+    try:
+        (choice, *_) = completion.choices
+        text = choice.message.content or ""
+        usage = completion.usage
+        scores: tuple[float, ...] = ()
+        finish_reason = choice.finish_reason
+        top = choice.logprobs.content[0].top_logprobs if choice.logprobs else []
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise MalformedAnswer("an answer without choices") from None
+    if request.choices:
+        scores = choice_scores([(token.token, token.logprob) for token in top], request.choices)
+        text, finish_reason = request.choices[scores.index(max(scores))], "choice"
+    return ChatResponse(
+        text=text,
+        finish_reason=finish_reason,
+        scores=scores,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        model=completion.model,
+    )
+
+
+def choice_scores(
+    top: Iterable[tuple[str, float]], choices: Sequence[str]
+) -> tuple[float, ...]:
+    """Returns the log-probability that an answer starts with each choice.
+
+    Args:
+        top: The most probable first tokens with their natural log-probabilities.
+        choices: What to choose from.
+
+    Returns:
+        For each choice the sum over the tokens that are its beginning and no other choice's, with
+        or without a space before it; -inf without any.
+
+    Raises:
+        ValueError: There are no tokens, none begins a choice, or the most probable token that
+            does begins several.
+    """
+    scores = dict.fromkeys(choices, -math.inf)
+    shared = -math.inf
+    for token, log_probability in top:
+        begun = [choice for choice in scores if token.strip() and choice.startswith(token.strip())]
+        if len(begun) == 1:
+            scores[begun[0]] = _log_add(scores[begun[0]], log_probability)
+        elif begun:
+            shared = max(shared, log_probability)
+    best = max(scores.values())
+    if shared > best:
+        raise ValueError(f"choices {list(choices)} begin with the same token: name them by letters")
+    if best == -math.inf:
+        raise ValueError(
+            f"none of the choices {list(choices)} is among the tokens that the server lists"
+            if top
+            else "the server sends no log-probabilities: let it answer in text, without choices"
+        )
+    return tuple(scores[choice] for choice in choices)
+
+
+def data_url(image: Image.Image, image_format: str, max_side: int | None) -> str:
+    """Returns an image as a data URL: PNG, or JPEG of quality 95, at most `max_side` pixels."""
+    image = image.convert("RGB")
+    if max_side is not None:
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, quality=95)
+    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _message(message: Message, image_format: str, max_side: int | None) -> dict[str, Any]:
+    def part_of(part: Part) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image_url", "image_url": {"url": data_url(part, image_format, max_side)}}
+
+    parts = message.parts
+    if message.images or len(parts) != 1:
+        return {"role": message.role, "content": [part_of(part) for part in parts]}
+    return {"role": message.role, "content": parts[0]}  # some servers take texts only
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))."""
+    largest = max(a, b)
+    if largest == -math.inf:
+        return largest
+    return largest + math.log1p(math.exp(min(a, b) - largest))
