@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 
 from .messages import ChatRequest, ChatResponse
 from .progress import track
@@ -16,14 +16,17 @@ class ChatBackend(ABC):
     Public attributes are the constructor's arguments. What is made of them - clients, weights,
     open files - is made at first use, in attributes that begin with an underscore: a copy or a
     worker process gets the arguments only, and makes its own.
-
-    Attributes:
-        supports_images: Whether requests may hold images.
-        supports_scoring: Whether requests may hold choices.
     """
 
-    supports_images: bool = False
-    supports_scoring: bool = False
+    @property
+    def supports_images(self) -> bool:
+        """Whether requests may hold images."""
+        return False
+
+    @property
+    def supports_scoring(self) -> bool:
+        """Whether requests may hold choices."""
+        return False
 
     @property
     @abstractmethod

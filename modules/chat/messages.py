@@ -125,6 +125,12 @@ class ChatResponse:
     cached: bool = False
 
 
+def best_choice(request: ChatRequest, scores: Sequence[float]) -> ChatResponse:
+    """Returns the response that names the most probable choice, the first of equal ones."""
+    best = max(range(len(scores)), key=lambda number: scores[number])
+    return ChatResponse(request.choices[best], finish_reason="choice", scores=tuple(scores))
+
+
 def sha256_of(value: Any) -> str:
     """SHA-256 of a value in canonical JSON, as 64 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

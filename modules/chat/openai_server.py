@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from .backend import ChatBackend
 from .limits import RateLimit, backoff, rank_and_world_size, retry_after
 from .messages import ChatRequest, ChatResponse
-from .openai_wire import MalformedAnswer, read_completion, request_body
+from .openai_wire import MalformedAnswerError, read_completion, request_body
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ class _Session:
                 self.not_before = max(self.not_before, time.monotonic() + delay)
             retried = error.status_code in RETRIED or error.status_code >= 500
             return _Failure(reason, final=not retried, delay=delay)
-        except (openai.APIError, json.JSONDecodeError, MalformedAnswer) as error:
+        except (openai.APIError, json.JSONDecodeError, MalformedAnswerError) as error:
             return _Failure(self._redact(_one_line(error)))
         return replace(
             response, text=self._redact(response.text), model=self._redact(response.model)

@@ -4,17 +4,19 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
-from .messages import ChatRequest, ChatResponse, Message, Part
+from .messages import ChatRequest, ChatResponse, Message, Part, best_choice
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 
-class MalformedAnswer(Exception):
+class MalformedAnswerError(Exception):
     """An answer that the protocol does not allow; another try may bring a better one."""
 
 
@@ -45,7 +47,7 @@ def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatR
     """Returns what a server answered.
 
     Raises:
-        MalformedAnswer: It is no chat completion.
+        MalformedAnswerError: It is no chat completion.
         ValueError: The request has choices, and the server sent no log-probabilities or such as do
             not tell the choices apart.
     """
@@ -53,27 +55,23 @@ def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatR
         (choice, *_) = completion.choices
         text = choice.message.content or ""
         usage = completion.usage
-        scores: tuple[float, ...] = ()
-        finish_reason = choice.finish_reason
-        top = choice.logprobs.content[0].top_logprobs if choice.logprobs else []
+        first = choice.logprobs.content if choice.logprobs else None
+        top = first[0].top_logprobs if first else []
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise MalformedAnswer("an answer without choices") from None
+        raise MalformedAnswerError("an answer without choices") from None
+    response = ChatResponse(text, choice.finish_reason)
     if request.choices:
-        scores = choice_scores([(token.token, token.logprob) for token in top], request.choices)
-        text, finish_reason = request.choices[scores.index(max(scores))], "choice"
-    return ChatResponse(
-        text=text,
-        finish_reason=finish_reason,
-        scores=scores,
+        pairs = [(token.token, token.logprob) for token in top]
+        response = best_choice(request, choice_scores(pairs, request.choices))
+    return replace(
+        response,
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
         model=completion.model,
     )
 
 
-def choice_scores(
-    top: Iterable[tuple[str, float]], choices: Sequence[str]
-) -> tuple[float, ...]:
+def choice_scores(top: Iterable[tuple[str, float]], choices: Sequence[str]) -> tuple[float, ...]:
     """Returns the log-probability that an answer starts with each choice.
 
     Args:
@@ -93,7 +91,7 @@ def choice_scores(
     for token, log_probability in top:
         begun = [choice for choice in scores if token.strip() and choice.startswith(token.strip())]
         if len(begun) == 1:
-            scores[begun[0]] = _log_add(scores[begun[0]], log_probability)
+            scores[begun[0]] = float(np.logaddexp(scores[begun[0]], log_probability))
         elif begun:
             shared = max(shared, log_probability)
     best = max(scores.values())
@@ -128,11 +126,3 @@ def _message(message: Message, image_format: str, max_side: int | None) -> dict[
     if message.images or len(parts) != 1:
         return {"role": message.role, "content": [part_of(part) for part in parts]}
     return {"role": message.role, "content": parts[0]}  # some servers take texts only
-
-
-def _log_add(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    largest = max(a, b)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log1p(math.exp(min(a, b) - largest))

@@ -54,7 +54,9 @@ class ChatServer:
                 headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
                 headers = {name.lower(): value for name, value in headers.items()}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                if not await self.respond(head.split()[1], headers, json.loads(body or "{}"), writer):
+                if not await self.respond(
+                    head.split()[1], headers, json.loads(body or "{}"), writer
+                ):
                     return
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -70,7 +72,9 @@ class ChatServer:
             return True
         text = text_of(body)
         self.seen[text] += 1
-        self.log.write(json.dumps({"text": text, "body": self.short(body), "headers": headers}) + "\n")
+        self.log.write(
+            json.dumps({"text": text, "body": self.short(body), "headers": headers}) + "\n"
+        )
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
