@@ -1,8 +1,8 @@
 """A cache of answers that survives kills and fits any number of processes.
 
 A folder holds one append-only file of JSON lines per process, named by rank. Every process reads
-all of them, so that a run may go on with more or fewer; each keeps an index of its own beside its
-file. What an answer depends on is its key: a request that was ever answered is never sent again.
+all of them, so that a run may go on with more or fewer, and appends to its own. What an answer
+depends on is its key: a request that was ever answered is never sent again.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class _AnswerStore:
         self._name = path.name
         if not _ends_well(path):
             self._file.write(b"\n")  # after the torn line of a process that was killed
-        self._index = RecordIndex(folder, "key", path.with_suffix(".sqlite"))
+        self._index = RecordIndex(folder, "key")
         self._num_unsynced = 0
         self._refresh()
 
@@ -126,11 +126,10 @@ class _AnswerStore:
                 self.sync()
 
     def sync(self) -> None:
-        """Makes answers last through a crash of the machine, and saves the index."""
+        """Makes answers last through a crash of the machine."""
         with self._lock:
             if self._num_unsynced:
                 os.fsync(self._file.fileno())
-                self._index.commit()
                 self._num_unsynced = 0
 
     def _append(self, line: bytes) -> None:

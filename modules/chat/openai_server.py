@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import queue
+import textwrap
 import threading
 import time
 import weakref
@@ -272,7 +273,8 @@ class _Session:
             )
             response = read_completion(completion, request)
         except openai.APIStatusError as error:
-            reason = self._redact(f"status {error.status_code}: {_one_line(error)}")
+            said = error.response.text or error.message
+            reason = self._redact(f"status {error.status_code}: {_one_line(said)}")
             if error.status_code in HOPELESS or error.code == "insufficient_quota":
                 server = urlsplit(settings.base_url).netloc
                 raise ValueError(
@@ -285,7 +287,7 @@ class _Session:
             retried = error.status_code in RETRIED or error.status_code >= 500
             return _Failure(reason, final=not retried, delay=delay)
         except (openai.APIError, json.JSONDecodeError, MalformedAnswerError) as error:
-            return _Failure(self._redact(_one_line(error)))
+            return _Failure(self._redact(_one_line(str(error) or type(error).__name__)))
         return replace(
             response, text=self._redact(response.text), model=self._redact(response.model)
         )
@@ -305,8 +307,8 @@ class _Session:
         return text.replace(self.key, "***") if len(self.key) >= SHORTEST_SECRET else text
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+def _one_line(text: str) -> str:
+    return textwrap.shorten(text, 500, placeholder=" ...")
 
 
 def _num_tokens(request: ChatRequest) -> int:

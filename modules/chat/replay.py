@@ -55,7 +55,7 @@ class ReplayBackend(ChatBackend):
             folder, pattern = self.path, "*.jsonl"
             if self.path.is_file():
                 folder, pattern = self.path.parent, glob.escape(self.path.name)
-            index = self._index = RecordIndex(folder, self.key_field, pattern=pattern)
+            index = self._index = RecordIndex(folder, self.key_field, pattern)
             index.refresh()
         for place, request in enumerate(requests):
             record = index.find(request.digest if self.key_field == "request" else request.id)
@@ -66,7 +66,7 @@ class ReplayBackend(ChatBackend):
             fields = ", ".join(record)
             raise ValueError(f"{self.path}: no field {self.text_field!r} in a record with {fields}")
         response = None if record is None else read_response(record, self.text_field)
-        if response is not None and len(response.scores) in (0, len(request.choices)):
+        if response is not None and (response.scores or not request.choices):
             return response
         problem = f"{self.path}: no answer to request {request.id or request.digest}"
         if self.on_miss == "error":

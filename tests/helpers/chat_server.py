@@ -70,6 +70,9 @@ class ChatServer:
             value = {"most_in_flight": self.most_in_flight, "num_requests": self.seen.total()}
             self.send(writer, 200, json.dumps(value))
             return True
+        if not path.startswith("/v1/"):
+            self.send(writer, 404, '{"error": {"message": "no such place"}}')
+            return True
         text = text_of(body)
         self.seen[text] += 1
         self.log.write(
