@@ -24,7 +24,8 @@ from .limits import rank_and_world_size
 from .messages import ChatRequest, ChatResponse, sha256_of
 from .records import RecordIndex
 
-SYNC_EVERY = 64  # answers that a crash of the machine may cost; one of the process costs none
+# What a crash of the machine may cost; one of the process costs nothing.
+SYNC_SECONDS = 5.0
 REFRESH_SECONDS = 10.0
 _FIELDS = [field.name for field in fields(ChatResponse) if field.name not in ("cached", "error")]
 
@@ -78,6 +79,8 @@ class CachedBackend(ChatBackend):
                 missing.append(key)
             else:
                 yield from ((index, found) for index in indices)
+        if not missing:
+            return
         asked = [places[key][0] for key in missing]
         try:
             for place, response in self.backend.answer([requests[index] for index in asked]):
@@ -101,7 +104,7 @@ class _AnswerStore:
         if not _ends_well(path):
             self._file.write(b"\n")  # after the torn line of a process that was killed
         self._index = RecordIndex(folder, "key")
-        self._num_unsynced = 0
+        self._synced = time.monotonic()
         self._refresh()
 
     def _refresh(self) -> None:
@@ -121,16 +124,14 @@ class _AnswerStore:
         with self._lock:
             self._append(line)
             self._index.add(self._name, key, len(line))
-            self._num_unsynced += 1
-            if self._num_unsynced >= SYNC_EVERY:
+            if time.monotonic() - self._synced > SYNC_SECONDS:
                 self.sync()
 
     def sync(self) -> None:
         """Makes answers last through a crash of the machine."""
         with self._lock:
-            if self._num_unsynced:
-                os.fsync(self._file.fileno())
-                self._num_unsynced = 0
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
 
     def _append(self, line: bytes) -> None:
         size = self._file.seek(0, os.SEEK_END)

@@ -37,7 +37,8 @@ WARN_EVERY_SECONDS = 30.0
 SHORTEST_SECRET = 12
 TOKENS_PER_IMAGE = 500  # a guess, corrected by what the server counts
 
-Answers = queue.SimpleQueue[tuple[int, ChatResponse] | Exception | None]
+# Place, answer, and what tells the event loop that the caller has kept the answer.
+Answers = queue.SimpleQueue[tuple[int, ChatResponse, asyncio.Event] | Exception | None]
 
 
 class OpenAIChatBackend(ChatBackend):
@@ -150,7 +151,9 @@ class OpenAIChatBackend(ChatBackend):
             while (item := answers.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                yield item
+                index, response, kept = item
+                yield index, response
+                session.loop.call_soon_threadsafe(kept.set)
         finally:
             run.cancel()
 
@@ -193,12 +196,18 @@ class _Session:
     async def answer_all(
         self, requests: Sequence[ChatRequest], settings: OpenAIChatBackend, answers: Answers
     ) -> None:
-        """Puts (place, response) for each request, then None; or what ended the work early."""
+        """Puts the answer to each request, then None; or what ended the work early.
+
+        A worker goes on when its answer has been kept: a process that is killed loses no more
+        answers than it may have requests in flight.
+        """
         remaining = iter(enumerate(requests))
 
         async def work() -> None:
             for index, request in remaining:
-                answers.put((index, await self._answer(request, settings)))
+                response, kept = await self._answer(request, settings), asyncio.Event()
+                answers.put((index, response, kept))
+                await kept.wait()
 
         num_workers = min(settings.max_concurrency, len(requests))
         workers = [asyncio.ensure_future(work()) for _ in range(num_workers)]

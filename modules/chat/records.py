@@ -20,7 +20,7 @@ class RecordIndex:
     so that memory does not grow with the number of records.
 
     Of several records with one key the first that was read counts. A line that is no record -
-    torn when its writer was killed - is named and skipped; one without an end waits for it.
+    torn when its machine went down - is counted and skipped; one without an end waits for it.
 
     Args:
         folder: Where the files are.
@@ -65,18 +65,23 @@ class RecordIndex:
     def _read(self, path: Path) -> None:
         begin = self._num_read.get(path.name, 0)
         rows: list[tuple[str, str, int, int]] = []
+        damaged: list[int] = []
         for line in _whole_lines(path, begin):
             record = _parse(line)
             if record is not None and self.key in record:
                 rows.append((str(record[self.key]), path.name, begin, len(line)))
             elif line.strip():
-                log.warning("%s: the line at byte %d is damaged, skipped", path, begin)
+                damaged.append(begin)
             begin += len(line)
             if len(rows) == ROWS_AT_A_TIME:
                 self._insert(rows)
                 rows = []
         self._insert(rows)
         self._num_read[path.name] = begin
+        if damaged:
+            log.warning(
+                "%s: skipped %d damaged lines, the first at byte %d", path, len(damaged), damaged[0]
+            )
 
     def _insert(self, rows: list[tuple[str, str, int, int]]) -> None:
         self._database.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", rows)
