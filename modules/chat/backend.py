@@ -86,10 +86,11 @@ def build_backend(description: Mapping[str, Any]) -> ChatBackend:
         ValueError: No such class or argument, or a value of the wrong type.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ChatBackend, "backend", required=True)
+    parser.add_argument("--backend", type=ChatBackend, required=True)
     try:
         parsed = parser.parse_object({"backend": dict(description)})
-        backend: ChatBackend = parser.instantiate_classes(parsed).backend
-    except (ArgumentError, TypeError) as error:
-        raise ValueError(f"chat backend: {' '.join(str(error).split())}") from error
+        backend: ChatBackend = parser.instantiate(parsed).backend
+    except (ArgumentError, ValueError) as error:
+        said = error.__cause__ or error if isinstance(error, ValueError) else error
+        raise ValueError(f"chat backend: {' '.join(str(said).split())}") from error
     return backend

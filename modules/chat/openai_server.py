@@ -37,8 +37,7 @@ WARN_EVERY_SECONDS = 30.0
 SHORTEST_SECRET = 12
 TOKENS_PER_IMAGE = 500  # a guess, corrected by what the server counts
 
-# Place, answer, and what tells the event loop that the caller has kept the answer.
-Answers = queue.SimpleQueue[tuple[int, ChatResponse, asyncio.Event] | Exception | None]
+Answers = queue.SimpleQueue[tuple[int, ChatResponse] | Exception | None]
 
 
 class OpenAIChatBackend(ChatBackend):
@@ -144,16 +143,15 @@ class OpenAIChatBackend(ChatBackend):
         if session is None or session.process != os.getpid():  # threads do not survive a fork
             session = self._session = _Session(self)
         answers: Answers = queue.SimpleQueue()
-        run = asyncio.run_coroutine_threadsafe(
-            session.answer_all(requests, self, answers), session.loop
-        )
+        unkept = asyncio.Semaphore(self.max_concurrency)
+        work = session.answer_all(requests, self, answers, unkept)
+        run = asyncio.run_coroutine_threadsafe(work, session.loop)
         try:
             while (item := answers.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                index, response, kept = item
-                yield index, response
-                session.loop.call_soon_threadsafe(kept.set)
+                yield item
+                session.loop.call_soon_threadsafe(unkept.release)
         finally:
             run.cancel()
 
@@ -194,20 +192,24 @@ class _Session:
         weakref.finalize(backend, self.loop.call_soon_threadsafe, self.loop.stop)
 
     async def answer_all(
-        self, requests: Sequence[ChatRequest], settings: OpenAIChatBackend, answers: Answers
+        self,
+        requests: Sequence[ChatRequest],
+        settings: OpenAIChatBackend,
+        answers: Answers,
+        unkept: asyncio.Semaphore,
     ) -> None:
         """Puts the answer to each request, then None; or what ended the work early.
 
-        A worker goes on when its answer has been kept: a process that is killed loses no more
-        answers than it may have requests in flight.
+        Whoever takes an answer and has kept it releases `unkept`: so a caller that is slower than
+        the server holds it back, and what a kill may lose is bounded.
         """
         remaining = iter(enumerate(requests))
 
         async def work() -> None:
             for index, request in remaining:
-                response, kept = await self._answer(request, settings), asyncio.Event()
-                answers.put((index, response, kept))
-                await kept.wait()
+                response = await self._answer(request, settings)
+                await unkept.acquire()
+                answers.put((index, response))
 
         num_workers = min(settings.max_concurrency, len(requests))
         workers = [asyncio.ensure_future(work()) for _ in range(num_workers)]
@@ -236,7 +238,7 @@ class _Session:
                 )
                 return replace(outcome, seconds=now - sent)
             self.tokens.give_back(_num_tokens(request))
-            delay = backoff(attempt) if outcome.delay is None else outcome.delay
+            delay = outcome.delay or backoff(attempt)
             if outcome.final or now + delay > give_up:
                 return self._failed(outcome.reason, settings)
             if now - self.warned > WARN_EVERY_SECONDS:
@@ -291,7 +293,7 @@ class _Session:
                     f"${settings.api_key_env})"
                 ) from None
             delay = retry_after(error.response.headers)
-            if delay is not None:  # meant for all of us, not for this request alone
+            if delay:  # meant for all of us, not for this request alone
                 self.not_before = max(self.not_before, time.monotonic() + delay)
             retried = error.status_code in RETRIED or error.status_code >= 500
             return _Failure(reason, final=not retried, delay=delay)
