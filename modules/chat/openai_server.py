@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from .backend import ChatBackend
 from .limits import RateLimit, backoff, rank_and_world_size, retry_after
 from .messages import ChatRequest, ChatResponse
-from .openai_wire import MalformedAnswerError, read_completion, request_body
+from .openai_wire import MalformedAnswerError, UnscoredAnswerError, read_completion, request_body
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class OpenAIChatBackend(ChatBackend):
     The address is not part of the identity - servers move between ports and nodes -, so two
     servers under one model name need a `version`.
 
-    With choices a request takes one token and reads the server's log-probabilities: choices have
-    to differ in their first token, as letters do.
+    With choices a request takes one token and reads the server's log-probabilities: a choice of
+    several tokens is known by its first alone, which has to differ from the others', as letters do.
 
     Args:
         base_url: Where the server is, such as http://localhost:8000/v1. No secrets in it.
@@ -188,8 +188,19 @@ class _Session:
             max_retries=0,
         )
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True, name="chat requests").start()
-        weakref.finalize(backend, self.loop.call_soon_threadsafe, self.loop.stop)
+        threading.Thread(target=self._run_loop, daemon=True, name="chat requests").start()
+        weakref.finalize(backend, self._close)
+
+    def _run_loop(self) -> None:
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    def _close(self) -> None:
+        if self.process == os.getpid():
+            closing = asyncio.run_coroutine_threadsafe(self.client.close(), self.loop)
+            closing.add_done_callback(lambda _: self.loop.call_soon_threadsafe(self.loop.stop))
 
     async def answer_all(
         self,
@@ -297,6 +308,8 @@ class _Session:
                 self.not_before = max(self.not_before, time.monotonic() + delay)
             retried = error.status_code in RETRIED or error.status_code >= 500
             return _Failure(reason, final=not retried, delay=delay)
+        except UnscoredAnswerError as error:
+            return _Failure(str(error), final=True)
         except (openai.APIError, json.JSONDecodeError, MalformedAnswerError) as error:
             return _Failure(self._redact(_one_line(str(error) or type(error).__name__)))
         return replace(

@@ -20,6 +20,10 @@ class MalformedAnswerError(Exception):
     """An answer that the protocol does not allow; another try may bring a better one."""
 
 
+class UnscoredAnswerError(ValueError):
+    """An answer from which the choices cannot be told apart; another try brings the same."""
+
+
 def request_body(
     request: ChatRequest, image_format: str, max_image_side: int | None, top_logprobs: int
 ) -> dict[str, Any]:
@@ -48,8 +52,8 @@ def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatR
 
     Raises:
         MalformedAnswerError: It is no chat completion.
-        ValueError: The request has choices, and the server sent no log-probabilities or such as do
-            not tell the choices apart.
+        UnscoredAnswerError: The request has choices, and the log-probabilities of the answer do not
+            tell them apart.
     """
     try:
         (choice, *_) = completion.choices
@@ -83,8 +87,8 @@ def choice_scores(top: Iterable[tuple[str, float]], choices: Sequence[str]) -> t
         or without a space before it; -inf without any.
 
     Raises:
-        ValueError: There are no tokens, none begins a choice, or the most probable token that
-            does begins several.
+        UnscoredAnswerError: There are no tokens, none begins a choice, or the most probable token
+            that does begins several.
     """
     scores = dict.fromkeys(choices, -math.inf)
     shared = -math.inf
@@ -96,9 +100,11 @@ def choice_scores(top: Iterable[tuple[str, float]], choices: Sequence[str]) -> t
             shared = max(shared, log_probability)
     best = max(scores.values())
     if shared > best:
-        raise ValueError(f"choices {list(choices)} begin with the same token: name them by letters")
+        raise UnscoredAnswerError(
+            f"choices {list(choices)} begin with the same token: name them by letters"
+        )
     if best == -math.inf:
-        raise ValueError(
+        raise UnscoredAnswerError(
             f"none of the choices {list(choices)} is among the tokens that the server lists"
             if top
             else "the server sends no log-probabilities: let it answer in text, without choices"

@@ -78,8 +78,10 @@ def test_a_real_server_answers_as_the_model_does_here(served, image_model, tmp_p
 
 def test_a_real_server_without_log_probabilities_is_found_out(served, image_model):
     backend = OpenAIChatBackend(served, image_model)
-    with pytest.raises(ValueError, match="sends no log-probabilities"):
-        backend.generate([ChatRequest("Answer:", choices=["A", "B"])])
+    asked = [ChatRequest(f"Answer {number}:", choices=["A", "B"]) for number in range(11)]
+    assert "sends no log-probabilities" in backend.generate(asked[:1])[0].error
+    with pytest.raises(ValueError, match=r"max_error_rate .*sends no log-probabilities"):
+        backend.generate(asked)
 
 
 def test_a_real_server_with_another_model_is_an_error(served):
