@@ -234,14 +234,17 @@ def test_a_forked_process_makes_its_own_connections(server):
 
 
 def test_a_backend_that_is_no_longer_used_leaves_nothing(server, caplog):
-    before = threading.active_count()
-    for number in range(3):
-        server.backend().generate([ChatRequest(f"{number}")])
-    until = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < until:
-        gc.collect()
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    backends = [server.backend() for _ in range(3)]
+    before = set(threading.enumerate())
+    for backend in backends:
+        backend.generate([ChatRequest("hello")])
+    started = set(threading.enumerate()) - before
+    assert len(started) >= 3
+    del backends, backend
+    gc.collect()
+    for thread in started:
+        thread.join(5)
+        assert not thread.is_alive()
     assert not caplog.records
 
 
