@@ -290,9 +290,10 @@ class _Session:
         import openai
 
         try:
-            completion = await self.client.chat.completions.create(
-                **body, extra_body=settings.extra_body or None
-            )
+            async with asyncio.timeout(settings.timeout):  # also where an answer trickles in
+                completion = await self.client.chat.completions.create(
+                    **body, extra_body=settings.extra_body or None
+                )
             response = read_completion(completion, request)
         except openai.APIStatusError as error:
             said = error.response.text or error.message
@@ -308,6 +309,8 @@ class _Session:
                 self.not_before = max(self.not_before, time.monotonic() + delay)
             retried = error.status_code in RETRIED or error.status_code >= 500
             return _Failure(reason, final=not retried, delay=delay)
+        except TimeoutError:
+            return _Failure(f"no answer within {settings.timeout:g} s")
         except UnscoredAnswerError as error:
             return _Failure(str(error), final=True)
         except (openai.APIError, json.JSONDecodeError, MalformedAnswerError) as error:

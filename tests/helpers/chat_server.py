@@ -15,7 +15,17 @@ import random
 from collections import Counter
 from pathlib import Path
 
-FAULTS = ("busy", "broken", "truncated", "cut short", "slow", "closed", "refused", "no choices")
+FAULTS = (
+    "busy",
+    "broken",
+    "truncated",
+    "cut short",
+    "slow",
+    "trickling",
+    "closed",
+    "refused",
+    "no choices",
+)
 
 
 def text_of(body: dict) -> str:
@@ -113,6 +123,10 @@ class ChatServer:
         elif name == "slow":
             await asyncio.sleep(3.0)
             self.send(writer, 200, whole)
+        elif name == "trickling":
+            for sign in f"HTTP/1.1 200 Status\r\nContent-Length: {len(whole)}\r\n\r\n{whole}":
+                writer.write(sign.encode())
+                await asyncio.sleep(0.1)
         elif name == "closed":
             return False
         return True

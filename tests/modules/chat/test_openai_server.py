@@ -21,7 +21,7 @@ from tenfold.modules.chat.limits import RateLimit, backoff, retry_after
 from tenfold.modules.chat.openai_wire import choice_scores, data_url, request_body
 
 FAST = {"timeout": 1.0, "retry_seconds": 10.0}
-RETRIED = ["busy", "broken", "truncated", "cut short", "slow", "closed", "no choices"]
+RETRIED = ["busy", "broken", "truncated", "cut short", "slow", "trickling", "closed", "no choices"]
 
 
 def test_answers_come_in_the_order_of_the_requests(start):
