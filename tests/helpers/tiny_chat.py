@@ -15,6 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 LLAMA = {
@@ -62,6 +64,8 @@ def save_text_model(folder: Path, kind: str = "llama") -> str:
         sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
         config = GPT2Config(vocab_size=len(words), initializer_range=0.3, **sizes, **IDS)
         network = GPT2LMHeadModel(config)
+    elif kind == "qwen2":
+        network = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(words), **LLAMA, **IDS))
     else:
         network = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **LLAMA, **IDS))
     network.save_pretrained(folder)
