@@ -101,7 +101,7 @@ class ChatServer:
         return {key: value for key, value in body.items() if key != "messages"}
 
     async def fault(self, text: str, headers: dict, body: dict, writer) -> bool:
-        whole = json.dumps(self.completion(text, body))
+        whole = json.dumps(self.completion(text, headers, body))
         name = next((name for name in FAULTS if name in text), None)
         if name is None or ("once" in text and self.seen[text] > 1):
             self.send(writer, 200, whole)
@@ -131,9 +131,10 @@ class ChatServer:
             return False
         return True
 
-    def completion(self, text: str, body: dict) -> dict:
+    def completion(self, text: str, headers: dict, body: dict) -> dict:
         choice = {"index": 0, "finish_reason": "stop"}
-        choice["message"] = {"role": "assistant", "content": answer_to(text)}
+        answer = headers["authorization"] if "say the key" in text else answer_to(text)
+        choice["message"] = {"role": "assistant", "content": answer}
         if body.get("logprobs") and "without logprobs" not in text:
             pairs = [("A", -1.0), (" B", -0.9), ("B", -2.0), ("The", -1.5)][: body["top_logprobs"]]
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in pairs]

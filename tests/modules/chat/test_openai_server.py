@@ -192,10 +192,11 @@ def test_the_key_reaches_the_server_and_nothing_else(server, key, tmp_path, capl
         caplog.set_level(logging.DEBUG, logger=name)
     folder = tmp_path / "cache"
     backend = CachedBackend(server.backend(**FAST), folder)
-    texts = ["hello", "refused", "broken once", f"say {key}"]  # the answer repeats its question
+    texts = ["hello", "refused", "broken once", "say the key"]
     responses = backend.generate([ChatRequest(text) for text in texts])
     assert server.received[0]["headers"]["authorization"] == f"Bearer {key}"
     assert "bad request by Bearer ***" in responses[1].error
+    assert responses[3].text == "Bearer ***"
     printed = capfd.readouterr()
     shown = [caplog.text, printed.out, printed.err, str(responses), str(backend.identity)]
     shown += [str(vars(backend.backend)), str(pickle.dumps(backend))]
