@@ -8,7 +8,6 @@ of them make no million tasks.
 import asyncio
 import importlib.util
 import itertools
-import json
 import logging
 import math
 import os
@@ -108,8 +107,6 @@ class OpenAIChatBackend(ChatBackend):
                 "base_url must be http(s)://host:port/v1 without user, password or query: the key "
                 "comes from the environment variable that api_key_env names"
             )
-        if max_concurrency < 1:
-            raise ValueError(f"max_concurrency must be 1 or more, got {max_concurrency}")
         self.base_url = base_url
         self.model = model
         self.version = version
@@ -125,6 +122,10 @@ class OpenAIChatBackend(ChatBackend):
         self.top_logprobs = top_logprobs
         self.length_field = length_field
         self.extra_body = extra_body or {}
+        positive = "max_concurrency timeout requests_per_minute tokens_per_minute max_image_side"
+        for name in positive.split():
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be more than 0, got {value}")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -305,7 +306,7 @@ class _Session:
                     f"${settings.api_key_env})"
                 ) from None
             delay = retry_after(error.response.headers)
-            if delay:  # meant for all of us, not for this request alone
+            if delay and delay <= settings.retry_seconds:  # meant for all of us, not for this one
                 self.not_before = max(self.not_before, time.monotonic() + delay)
             retried = error.status_code in RETRIED or error.status_code >= 500
             return _Failure(reason, final=not retried, delay=delay)
@@ -313,7 +314,7 @@ class _Session:
             return _Failure(f"no answer within {settings.timeout:g} s")
         except UnscoredAnswerError as error:
             return _Failure(str(error), final=True)
-        except (openai.APIError, json.JSONDecodeError, MalformedAnswerError) as error:
+        except (openai.APIError, ValueError, MalformedAnswerError) as error:  # or no JSON
             return _Failure(self._redact(_one_line(str(error) or type(error).__name__)))
         return replace(
             response, text=self._redact(response.text), model=self._redact(response.model)

@@ -5,6 +5,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -111,7 +112,8 @@ class TransformersChatBackend(ChatBackend):
     def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
         """See `ChatBackend`."""
         if "_loaded" not in vars(self):
-            self._loaded = _LoadedModel(self, self._read_config())
+            # A copy has no weights: so they go with this object, at once.
+            self._loaded = _LoadedModel(copy(self), self._read_config())
 
         def kind(index: int) -> tuple[bool, bool, int, tuple[str, ...]]:
             request = requests[index]

@@ -15,17 +15,8 @@ import random
 from collections import Counter
 from pathlib import Path
 
-FAULTS = (
-    "busy",
-    "broken",
-    "truncated",
-    "cut short",
-    "slow",
-    "trickling",
-    "closed",
-    "refused",
-    "no choices",
-)
+FAULTS = ["busy", "away", "broken", "refused", "no text", "truncated", "cut short", "no choices"]
+FAULTS += ["slow", "trickling", "closed"]
 
 
 def text_of(body: dict) -> str:
@@ -107,6 +98,11 @@ class ChatServer:
             self.send(writer, 200, whole)
         elif name == "busy":
             self.send(writer, 429, '{"error": {"message": "busy"}}', {"Retry-After": "1"})
+        elif name == "away":
+            self.send(writer, 429, '{"error": {"message": "away"}}', {"Retry-After": "86400"})
+        elif name == "no text":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+            writer.write(b"Content-Length: 4\r\n\r\n\xff\xfe\x00\x81")
         elif name == "broken":
             self.send(writer, 500, '{"error": {"message": "broken"}}')
         elif name == "refused":

@@ -21,7 +21,17 @@ from tenfold.modules.chat.limits import RateLimit, backoff, retry_after
 from tenfold.modules.chat.openai_wire import choice_scores, data_url, request_body
 
 FAST = {"timeout": 1.0, "retry_seconds": 10.0}
-RETRIED = ["busy", "broken", "truncated", "cut short", "slow", "trickling", "closed", "no choices"]
+RETRIED = [
+    "busy",
+    "no text",
+    "broken",
+    "truncated",
+    "cut short",
+    "slow",
+    "trickling",
+    "closed",
+    "no choices",
+]
 
 
 def test_answers_come_in_the_order_of_the_requests(start):
@@ -78,9 +88,12 @@ def test_retry_after_holds_for_all_requests(server):
 
 def test_a_longer_wait_than_there_is_time_is_not_begun(server):
     began = time.monotonic()
-    (response,) = server.backend(retry_seconds=0.9).generate([ChatRequest("busy")])
-    assert "429" in response.error
-    assert time.monotonic() - began < 0.9
+    backend = server.backend(retry_seconds=0.9)
+    busy, away, fine = backend.generate([ChatRequest(text) for text in ("busy", "away", "fine")])
+    assert "429" in busy.error
+    assert "429" in away.error
+    assert fine.text == answer_to("fine")  # a wait of a day for one is not one for all
+    assert time.monotonic() - began < 5
 
 
 def test_too_many_errors_end_the_run(server):
@@ -213,6 +226,12 @@ def test_secrets_in_addresses_are_refused_and_not_repeated(address):
     with pytest.raises(ValueError, match="base_url must be") as caught:
         OpenAIChatBackend(address, "model")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["max_concurrency", "timeout", "requests_per_minute"])
+def test_numbers_out_of_range_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be more than 0, got 0"):
+        OpenAIChatBackend("http://host/v1", "model", **{name: 0})
 
 
 def test_copies_have_the_arguments_and_work(server):

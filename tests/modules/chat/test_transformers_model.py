@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -203,6 +204,9 @@ def test_copies_and_checkpoints_have_no_weights(text_model):
     again = copy.deepcopy(backend)
     assert not [name for name in vars(again) if name.startswith("_")]
     assert again.generate([ChatRequest("Answer:", max_new_tokens=8)])[0].text == response.text
+    network = weakref.ref(again._loaded.network)
+    del again
+    assert network() is None
     module = LightningModule()
     module.backend = backend
     assert not module.state_dict()
