@@ -79,8 +79,13 @@ class ChatRequest:
             raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.choices and (len(set(self.choices)) < 2 or not all(self.choices)):
-            raise ValueError(f"choices must be two or more different texts, got {self.choices}")
+        different = {choice.strip() for choice in self.choices} - {""}
+        enough = len(different) >= max(2, len(self.choices))
+        if self.choices and not (enough and different == set(self.choices)):
+            raise ValueError(
+                "choices must be two or more different texts without spaces around them, "
+                f"got {list(self.choices)}"
+            )
 
     @property
     def turns(self) -> Sequence[Message]:

@@ -48,7 +48,7 @@ def request_body(
 
 
 def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatResponse:
-    """Returns what a server answered.
+    """Returns what a server answered; what it does not tell is empty or 0.
 
     Raises:
         MalformedAnswerError: It is no chat completion.
@@ -63,15 +63,15 @@ def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatR
         top = first[0].top_logprobs if first else []
     except (AttributeError, IndexError, TypeError, ValueError):
         raise MalformedAnswerError("an answer without choices") from None
-    response = ChatResponse(text, choice.finish_reason)
+    response = ChatResponse(text, choice.finish_reason or "")
     if request.choices:
         pairs = [(token.token, token.logprob) for token in top]
         response = best_choice(request, choice_scores(pairs, request.choices))
     return replace(
         response,
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
-        model=completion.model,
+        prompt_tokens=usage.prompt_tokens or 0 if usage else 0,
+        completion_tokens=usage.completion_tokens or 0 if usage else 0,
+        model=completion.model or "",
     )
 
 

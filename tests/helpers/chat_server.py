@@ -135,6 +135,8 @@ class ChatServer:
             pairs = [("A", -1.0), (" B", -0.9), ("B", -2.0), ("The", -1.5)][: body["top_logprobs"]]
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in pairs]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+        if "tersely" in text:
+            return {"choices": [{"message": {"content": answer}}]}
         return {
             "id": "1",
             "object": "chat.completion",

@@ -140,6 +140,9 @@ def test_what_may_change_an_answer_changes_the_key():
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"choices": ["A"]}, "two or more different texts"),
         ({"choices": ["A", "A"]}, "two or more different texts"),
+        ({"choices": ["A", " B"]}, "without spaces around them"),
+        ({"choices": ["A", "B", "A"]}, "two or more different texts"),
+        ({"choices": ["A", ""]}, "two or more different texts"),
     ],
 )
 def test_a_wrong_request_is_refused(arguments, problem):

@@ -45,6 +45,13 @@ def test_answers_come_in_the_order_of_the_requests(start):
     assert first.seconds > 0
 
 
+def test_a_server_need_not_tell_more_than_the_answer(server, key):
+    (response,) = server.backend().generate([ChatRequest("tersely")])
+    assert response.text == answer_to("tersely")
+    assert (response.model, response.finish_reason, response.prompt_tokens) == ("", "", 0)
+    assert server.backend().generate([]) == []
+
+
 def test_requests_in_flight_are_bounded(start):
     server = start("--seconds", "0.02")
     server.backend(max_concurrency=7).generate([ChatRequest(f"{n}") for n in range(70)])

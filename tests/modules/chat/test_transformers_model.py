@@ -66,7 +66,7 @@ def test_greedy_answers_are_those_of_a_loop_over_the_network(any_text_model):
 
 
 def test_scores_are_those_of_the_network_in_double_precision(any_text_model):
-    choices = ["A", "B", "red square", "red", "is this a red square ?", " C"]
+    choices = ["A", "B", "red square", "red", "is this a red square ?", "C"]
     backend = TransformersChatBackend(any_text_model, batch_size=3)
     requests = [ChatRequest(text, choices=choices) for text in QUESTIONS]
     responses = backend.generate(requests)
