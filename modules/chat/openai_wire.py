@@ -5,15 +5,12 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .messages import ChatRequest, ChatResponse, Message, Part, best_choice
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
 
 
 class MalformedAnswerError(Exception):
@@ -47,8 +44,13 @@ def request_body(
     return body
 
 
-def read_completion(completion: "ChatCompletion", request: ChatRequest) -> ChatResponse:
+def read_completion(completion: Any, request: ChatRequest) -> ChatResponse:
     """Returns what a server answered; what it does not tell is empty or 0.
+
+    Args:
+        completion: openai's `ChatCompletion`, which may lack any of its fields: the client does
+            not check what a server sends.
+        request: What was asked.
 
     Raises:
         MalformedAnswerError: It is no chat completion.
