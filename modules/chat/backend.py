@@ -1,0 +1,96 @@
+"""The one interface to chat models, wherever they run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from .messages import ChatRequest, ChatResponse
+from .progress import track
+
+
+class ChatBackend(ABC):
+    """Answers chat requests. Modules take one as an argument; recipes choose the class.
+
+    Public attributes are the constructor's arguments. What is made of them - clients, weights,
+    open files - is made at first use, in attributes that begin with an underscore: a copy or a
+    worker process gets the arguments only, and makes its own.
+    """
+
+    @property
+    def supports_images(self) -> bool:
+        """Whether requests may hold images."""
+        return False
+
+    @property
+    def supports_scoring(self) -> bool:
+        """Whether requests may hold choices."""
+        return False
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that decides an answer beside the request, as plain JSON without secrets."""
+
+    @abstractmethod
+    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+        """Yields (place of the request, response) in the order in which answers arrive.
+
+        A request that cannot be answered gets a response with an `error`.
+
+        Raises:
+            ValueError: No request can be answered, or too many were not.
+        """
+
+    def generate(self, requests: Sequence[ChatRequest], progress: str = "") -> list[ChatResponse]:
+        """Answers requests together, as many at a time as the backend can.
+
+        Args:
+            requests: Any number; a large one keeps a server busy and costs no more memory than
+                its answers.
+            progress: A title shows a progress bar, or lines in a log. Leave it empty inside a
+                Trainer, which has its own.
+
+        Returns:
+            The responses in the order of the requests.
+
+        Raises:
+            ValueError: No request can be answered, or too many were not.
+        """
+        for request in requests:
+            if request.choices and not self.supports_scoring:
+                raise ValueError(f"{type(self).__name__} cannot score choices: parse its answers")
+            if not self.supports_images and any(turn.images for turn in request.turns):
+                raise ValueError(
+                    f"{type(self).__name__} {self.identity.get('model', '')} takes no images: "
+                    "choose another model, or describe them in text"
+                )
+        responses: list[ChatResponse | None] = [None] * len(requests)
+        for index, response in track(self.answer(requests), len(requests), progress):
+            responses[index] = response
+        answered = [response for response in responses if response is not None]
+        assert len(answered) == len(requests), f"{type(self).__name__} left requests unanswered"
+        return answered
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def build_backend(description: Mapping[str, Any]) -> ChatBackend:
+    """Builds a backend from `class_path` and `init_args`, as recipes write them.
+
+    So a worker process or another machine gets a dict and needs nothing else.
+
+    Raises:
+        ValueError: No such class or argument, or a value of the wrong type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--backend", type=ChatBackend, required=True)
+    try:
+        parsed = parser.parse_object({"backend": dict(description)})
+        backend: ChatBackend = parser.instantiate(parsed).backend
+    except (ArgumentError, ValueError) as error:
+        said = error.__cause__ or error if isinstance(error, ValueError) else error
+        raise ValueError(f"chat backend: {' '.join(str(said).split())}") from error
+    return backend

@@ -1,0 +1,104 @@
+"""JSON-lines files as a table: where the record of a key stands."""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+ROWS_AT_A_TIME = 10_000
+
+
+class RecordIndex:
+    """Finds records by key in JSON-lines files of one folder, of which others may be writing some.
+
+    The files are all there is: each process reads them anew (about 15 s per million records of
+    1 kB) into a database of keys and places that goes with it. The database is a temporary file,
+    so that memory does not grow with the number of records.
+
+    Of several records with one key the first that was read counts. A line that is no record -
+    torn when its machine went down - is counted and skipped; one without an end waits for it.
+
+    Args:
+        folder: Where the files are.
+        key: Field of a record that is its key; a line without it is no record.
+        pattern: Which files of the folder to read.
+    """
+
+    def __init__(self, folder: Path, key: str, pattern: str = "*.jsonl") -> None:
+        self.folder, self.key, self.pattern = folder, key, pattern
+        # Never committed: what is temporary needs neither a journal nor the disk's word.
+        self._database = sqlite3.connect("", check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(
+            "CREATE TABLE records (key TEXT PRIMARY KEY, file TEXT, begin INTEGER, size INTEGER) "
+            "WITHOUT ROWID"
+        )
+        self._num_read: dict[str, int] = {}  # bytes, by file
+
+    def refresh(self) -> None:
+        """Reads what has been added to the files since."""
+        for path in sorted(self.folder.glob(self.pattern)):
+            if path.stat().st_size > self._num_read.get(path.name, 0):
+                self._read(path)
+
+    def add(self, name: str, key: str, size: int) -> None:
+        """Notes a record of `size` bytes that was appended to a file read up to there."""
+        begin = self._num_read.get(name, 0)
+        self._insert([(key, name, begin, size)])
+        self._num_read[name] = begin + size
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """Returns the record of `key`, None if there is none."""
+        query = "SELECT file, begin, size FROM records WHERE key = ?"
+        row = self._database.execute(query, (key,)).fetchone()
+        if row is None:
+            return None
+        name, begin, size = row
+        with (self.folder / name).open("rb") as file:
+            file.seek(begin)
+            return _parse(file.read(size))
+
+    def _read(self, path: Path) -> None:
+        begin = self._num_read.get(path.name, 0)
+        rows: list[tuple[str, str, int, int]] = []
+        damaged: list[int] = []
+        for line in _whole_lines(path, begin):
+            record = _parse(line)
+            if record is not None and self.key in record:
+                rows.append((str(record[self.key]), path.name, begin, len(line)))
+            elif line.strip():
+                damaged.append(begin)
+            begin += len(line)
+            if len(rows) == ROWS_AT_A_TIME:
+                self._insert(rows)
+                rows = []
+        self._insert(rows)
+        self._num_read[path.name] = begin
+        if damaged:
+            log.warning(
+                "%s: skipped %d damaged lines, the first at byte %d", path, len(damaged), damaged[0]
+            )
+
+    def _insert(self, rows: list[tuple[str, str, int, int]]) -> None:
+        self._database.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", rows)
+
+
+def _whole_lines(path: Path, begin: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begin)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield line
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # of the JSON, or of its UTF-8
+        return None
+    return record if isinstance(record, dict) else None
