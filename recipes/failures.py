@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from traceback import walk_tb
 
 GO_ON = "--ckpt_path auto goes on from the last checkpoint"
 GRACE_SECONDS = 10
@@ -29,13 +30,15 @@ def explain_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: make some; what was saved before is intact, and {GO_ON}"
+    killed = re.search(_WORKER_IS_GONE, message)
+    if killed or _is_from_a_lost_worker(error):
+        how = killed[1] if killed else "has ended"
+        return (
+            f"a data worker {how}; most often memory has run out: fewer data.num_workers, or a "
+            f"smaller batch; {GO_ON}"
+        )
     if not isinstance(error, RuntimeError):
         return None
-    if match := re.search(_WORKER_IS_GONE, message):
-        return (
-            f"a data worker {match[1]}; most often memory has run out: fewer data.num_workers, or "
-            f"a smaller batch; {GO_ON}"
-        )
     if re.search(_PEER_IS_SILENT, message):
         return (
             "another process of this run does not answer (a warning above names it; trainer."
@@ -44,6 +47,16 @@ def explain_failure(error: BaseException) -> str | None:
     if re.search(_PEER_IS_GONE, message):
         return f"another process of this run has ended, and its last words say why; {GO_ON}"
     return None
+
+
+def _is_from_a_lost_worker(error: BaseException) -> bool:
+    """Whether the connection to a data worker broke, before torch has noticed the worker's end."""
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return (
+        isinstance(error, EOFError | OSError)
+        and any(file.endswith("torch/utils/data/dataloader.py") for file in files)
+        and files[-1].endswith("multiprocessing/connection.py")
+    )
 
 
 def end_on_failure(

@@ -475,7 +475,8 @@ def test_a_compiled_network(project):
         assert merged[name].shape == value.shape
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_merge_what_one_does(project, tenfold, strategy):
     """The weights in each process's snapshots, put together, average to the merge."""
     config = overlay(num_checkpoints=3, save_merged="last")

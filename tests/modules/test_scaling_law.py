@@ -286,6 +286,7 @@ def test_the_epm_law_comes_back(residual):
     assert found.multipliers == pytest.approx(truth.multipliers, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_chinchilla_constants_come_back():
     assert astuple(fit_chinchilla(baselines())) == pytest.approx(
         astuple(PAPER_CHINCHILLA), rel=1e-5

@@ -118,6 +118,7 @@ def test_the_paper_s_law_predicts_without_runs(here, capsys):
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_becomes_a_table_that_gives_the_same_law(here, capsys):
     write_run_dirs(Path("runs"), paper_runs(noise=0.02))
     assert main(["fit-law", "runs", "--bootstrap", "6", "--out", "first"]) == 0
@@ -142,6 +143,7 @@ def test_nothing_is_overwritten_without_being_asked(here, capsys):
     assert len(read_runs(["laws/runs.csv"])) == len(GRID) * 4
 
 
+@pytest.mark.slow
 def test_runs_with_negative_delta_are_dropped_or_kept(here, capsys):
     runs = paper_runs(noise=0.02)
     bad = next(run for run in runs if run.precision == "w4a4")

@@ -63,7 +63,6 @@ def test_a_recipe_says_so_and_a_preempted_run_goes_on_with_its_own_weights(train
     ("arguments", "message"),
     [
         (["--init_from_merge.inputs", "[nowhere]"], "nowhere"),
-        (["--init_from_merge.inputs", "[first]", "--init_from_merge.last", "1"], "at least 2"),
         (
             ["--init_from_merge.inputs", "[first]", "--init_from", "first/checkpoints/last.ckpt"],
             "--init_from and --init_from_merge: give one",

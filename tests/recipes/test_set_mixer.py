@@ -64,6 +64,7 @@ def test_a_fit_tests_its_best_checkpoint_at_the_end(project, capsys):
     assert len(found["run"]["data_hash"]) == 64
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_like_one_that_was_never_interrupted(project):
     quick = ["--test_after_fit=false"]
     assert fit("whole", "--trainer.max_steps=6", *quick) == 0
