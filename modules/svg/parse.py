@@ -1,0 +1,583 @@
+"""SVG files as documents: read safely, or refused in one line that names the file and the reason.
+
+Read is what flat vector art consists of: shapes, paths, groups, `use` and `symbol` of the same file,
+transforms, presentation attributes, `style`, style sheets of simple selectors, solid colours,
+opacity and the separable blend modes. Everything else that would change the picture - gradients,
+masks, filters, text, images, dashes, markers, animation - is refused and not skipped, so that
+a document shows what its file shows. What does not (metadata, titles, unused definitions, elements
+of editors' own namespaces) is skipped.
+
+Files are not trusted: entities, scripts, event handlers and references to anything outside of the
+file are refused; nothing is ever fetched, and `Limits` bound time and memory.
+
+XML is read by defusedxml, CSS by tinycss2, path data and transforms by svgelements: the extra
+`vector`.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+from xml.etree import ElementTree
+
+from ...kernels.compositing import BlendMode
+from . import css
+from .document import (
+    Arc,
+    Box,
+    Cap,
+    Color,
+    Cubic,
+    Document,
+    Fill,
+    FillRule,
+    Group,
+    Join,
+    Line,
+    Matrix,
+    Segment,
+    Shape,
+    Stroke,
+    Subpath,
+    cubic_subpath,
+    fitted,
+    transformed_shape,
+)
+
+
+class SvgError(ValueError):
+    """A file that is refused: one line with its name and the reason."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a file may be; reading one within the defaults takes under a second and 200 MB.
+
+    Attributes:
+        bytes: Of the file.
+        elements: Of the file, and again of the picture, where `use` repeats them.
+        depth: Of elements inside each other.
+        numbers: In path data and lists of points together, and again of the picture.
+        coordinate: The largest magnitude, in units of the view box.
+    """
+
+    bytes: int = 1 << 20
+    elements: int = 5_000
+    depth: int = 64
+    numbers: int = 50_000
+    coordinate: float = 1e6
+
+
+DEFAULT_LIMITS = Limits()
+SVG = "http://www.w3.org/2000/svg"
+SHAPES = {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon"}
+NEVER_DRAWN = {
+    *("defs", "symbol", "title", "desc", "metadata", "style", "linearGradient", "radialGradient"),
+    *("pattern", "clipPath", "mask", "filter", "marker"),
+}
+SCRIPTS = {"script", "foreignObject", "iframe", "handler", "listener"}
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+PATH_DATA = re.compile(r"[MmZzLlHhVvCcSsQqTtAa\d\s,.eE+-]*")
+NUMBERS = re.compile(rf"\s*(?:{NUMBER.pattern}\s*,?\s*)*")
+_ARGUMENTS = rf"\s*{NUMBER.pattern}(?:px|deg)?(?:[\s,]*{NUMBER.pattern}(?:px|deg)?)*\s*"
+TRANSFORMS = re.compile(
+    rf"\s*(?:(?:matrix|translate|scale|rotate|skewX|skewY)\s*\({_ARGUMENTS}\)[\s,]*)*"
+)
+LENGTH = re.compile(rf"\s*({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?\s*")
+UNITS = {"px": 1, "pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96}
+IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+
+
+def read_svg(
+    path: str | Path,
+    *,
+    keep_arcs: bool = False,
+    current_color: Color = (0.0, 0.0, 0.0),
+    limits: Limits = DEFAULT_LIMITS,
+) -> Document:
+    """Reads a file as `parse_svg` does.
+
+    Raises:
+        SvgError: The file is refused; the message starts with its path.
+        OSError: It cannot be opened.
+    """
+    path = Path(path)
+    if (size := path.stat().st_size) > limits.bytes:
+        raise SvgError(f"{path}: {size} bytes, more than the {limits.bytes} that are read")
+    return parse_svg(
+        path.read_bytes(),
+        name=str(path),
+        keep_arcs=keep_arcs,
+        current_color=current_color,
+        limits=limits,
+    )
+
+
+def parse_svg(
+    text: str | bytes,
+    *,
+    name: str = "svg",
+    keep_arcs: bool = False,
+    current_color: Color = (0.0, 0.0, 0.0),
+    limits: Limits = DEFAULT_LIMITS,
+) -> Document:
+    """Parses an SVG file: transforms applied, styles resolved, shapes as paths, in document order.
+
+    Args:
+        text: The file, as text or as bytes in the encoding that it declares.
+        name: What error messages call it.
+        keep_arcs: Whether arcs, and circles among them, stay arcs; else they become cubic curves.
+        current_color: What `currentColor` means where the file does not say.
+        limits: What is refused as too large.
+
+    Returns:
+        The document; without `viewBox` its view box is (0, 0, width, height).
+
+    Raises:
+        SvgError: The file is broken, hostile, too large, or uses what is not supported.
+        ImportError: The extra `vector` is not installed.
+    """
+    if len(text) > limits.bytes:
+        raise SvgError(f"{name}: {len(text)} bytes, more than the {limits.bytes} that are read")
+    try:
+        root = _element_tree(text, limits)
+        return _Reader(root, keep_arcs, current_color, limits).document()
+    except ValueError as error:
+        reason = " ".join(str(error).split())  # one line, whatever the file put into it
+        raise SvgError(f"{name}: {reason[:300]}") from error
+
+
+def _element_tree(text: str | bytes, limits: Limits) -> ElementTree.Element:
+    """Returns the root; refuses entities, and what is too deep or too large while it is read."""
+    try:
+        import svgelements  # noqa: F401
+        import tinycss2  # noqa: F401
+        from defusedxml import DefusedXmlException
+        from defusedxml.ElementTree import XMLParser
+    except ImportError as error:
+        raise ImportError(f"SVG files need {error.name}: pip install 'tenfold[vector]'") from error
+
+    class Builder(ElementTree.TreeBuilder):
+        depth = elements = 0
+
+        def start(self, tag: Any, attrs: Any) -> ElementTree.Element:
+            self.depth += 1
+            self.elements += 1
+            if self.depth > limits.depth:
+                raise ValueError(f"elements inside each other {limits.depth} deep and more")
+            if self.elements > limits.elements:
+                raise ValueError(f"more than {limits.elements} elements")
+            return super().start(tag, attrs)
+
+        def end(self, tag: Any) -> ElementTree.Element:
+            self.depth -= 1
+            return super().end(tag)
+
+    parser = XMLParser(target=Builder(), forbid_dtd=False, forbid_entities=True)
+    try:
+        parser.feed(text)
+        root: ElementTree.Element = parser.close()
+    except DefusedXmlException as error:
+        raise ValueError(f"declares entities or reads other files ({type(error).__name__})") from None
+    except (ElementTree.ParseError, LookupError, UnicodeError) as error:
+        raise ValueError(f"is no well-formed XML ({error})") from None
+    return root
+
+
+def _local(tag: Any) -> str:
+    """Returns the name of an SVG element or attribute, "" for one of another namespace."""
+    if not isinstance(tag, str):
+        return ""
+    if tag[0] != "{":
+        return tag
+    namespace, _, name = tag[1:].partition("}")
+    return name if namespace == SVG else ""
+
+
+class _Reader:
+    """One file on its way to a document."""
+
+    def __init__(
+        self, root: ElementTree.Element, keep_arcs: bool, current_color: Color, limits: Limits
+    ) -> None:
+        if _local(root.tag) != "svg":
+            raise ValueError(f"the root element is <{str(root.tag)[:40]}>, not <svg>")
+        self.root = root
+        self.keep_arcs = keep_arcs
+        self.limits = limits
+        self.by_id: dict[str, ElementTree.Element] = {}
+        self.sheet = css.StyleSheet()
+        self.initial = css.INITIAL | {"color": current_color}
+        self.num_elements = self.num_numbers = self.depth = 0
+        self.open_references: set[str] = set()
+        for element in root.iter():
+            self._inspect(element)
+
+    def document(self) -> Document:
+        self.view_box = self._view_box()
+        style = self._style(self.root, self.initial)
+        children = tuple(self._children(self.root, style, IDENTITY))
+        return Document(self.view_box, self._grouped(children, style, ""))
+
+    def _inspect(self, element: ElementTree.Element) -> None:
+        """Refuses what is dangerous wherever it stands, and collects names and style sheets."""
+        name = _local(element.tag)
+        if name in SCRIPTS:
+            raise ValueError(f"<{name}>: scripts and foreign content are not read")
+        for key, value in element.attrib.items():
+            local = key.rpartition("}")[2]
+            if local.lower().startswith("on") and key == local:
+                raise ValueError(f"<{name} {local}>: scripts are not read")
+            if local in ("href", "src") and name and not value.strip().startswith("#"):
+                raise ValueError(f"<{name} {local}>: links out of the file are not followed")
+        if "id" in element.attrib:
+            self.by_id.setdefault(element.attrib["id"], element)
+        if name == "style":
+            self.sheet.add("".join(element.itertext()))
+
+    def _view_box(self) -> Box:
+        if text := self.root.get("viewBox"):
+            box = self._numbers(text, "viewBox")
+        else:
+            size = [self.root.get("width"), self.root.get("height")]
+            if None in size or any("%" in str(length) for length in size):
+                raise ValueError("<svg> has neither a viewBox nor a width and a height")
+            box = [0.0, 0.0, *(_length(str(length), 0.0) for length in size)]
+        if len(box) != 4 or not (box[2] > 0 and box[3] > 0):
+            raise ValueError(f"viewBox {text!r} is no box of positive size")
+        if max(map(abs, box)) > self.limits.coordinate or min(box[2:]) < 1e-6:
+            raise ValueError(f"viewBox {text!r} is too large or too small")
+        return cast(Box, tuple(box))
+
+    def _style(self, element: ElementTree.Element, inherited: css.Style) -> css.Style:
+        """Returns the computed style of an element; refuses what cannot be drawn."""
+        style = self.sheet.computed(_local(element.tag), element.attrib, inherited)
+        for name, drawn in css.UNSUPPORTED.items():
+            if style.get(name, drawn) != drawn and not self._is_no_clip(name, style[name]):
+                raise ValueError(f"<{_local(element.tag)}>: {name} is not supported")
+        return style
+
+    def _is_no_clip(self, name: str, value: str) -> bool:
+        """Whether a clip path is the whole view box, as design tools write it around everything."""
+        match = re.fullmatch(r"url\(\s*[\"']?#(.*?)[\"']?\s*\)", value)
+        clip = self.by_id.get(match[1]) if match and name == "clip-path" else None
+        if clip is None or _local(clip.tag) != "clipPath" or len(clip) != 1:
+            return False
+        rectangle = clip[0]
+        if _local(rectangle.tag) != "rect" or "transform" in {*rectangle.keys(), *clip.keys()}:
+            return False
+        x, y, width, height = self._lengths(rectangle, "x y width height")
+        left, top, across, down = self.view_box
+        return x <= left and y <= top and x + width >= left + across and y + height >= top + down
+
+    def _children(
+        self, parent: ElementTree.Element, style: css.Style, matrix: Matrix
+    ) -> Iterator[Shape | Group]:
+        for element in parent:
+            if (name := _local(element.tag)) and name not in NEVER_DRAWN:
+                yield from self._drawn(element, name, style, matrix)
+
+    def _drawn(
+        self, element: ElementTree.Element, name: str, inherited: css.Style, matrix: Matrix
+    ) -> Iterator[Shape | Group]:
+        """Yields what an element paints: nothing, a shape, or the children of a group."""
+        self.num_elements += 1
+        self.depth += 1
+        if self.num_elements > self.limits.elements:
+            raise ValueError(f"more than {self.limits.elements} elements, `use` repeating some")
+        if self.depth > self.limits.depth:
+            raise ValueError(f"<use> inside each other, {self.limits.depth} deep and more")
+        style = self._style(element, inherited)
+        matrix = _product(matrix, _matrix(style["transform"]))
+        if style["display"] == "none":
+            pass
+        elif name in SHAPES:
+            yield from self._shape(element, name, style, matrix)
+        elif name in ("g", "a"):
+            children = tuple(self._children(element, style, matrix))
+            yield from self._grouped(children, style, element.get("id", ""))
+        elif name == "use":
+            children = tuple(self._used(element, style, matrix))
+            yield from self._grouped(children, style, element.get("id", ""))
+        else:
+            raise ValueError(f"<{name}> is not supported")
+        self.depth -= 1
+
+    def _grouped(
+        self, children: tuple[Shape | Group, ...], style: css.Style, name: str
+    ) -> tuple[Shape | Group, ...]:
+        """Returns the children, in a group if that makes a difference."""
+        opacity, mode = css.number(style, "opacity"), _blend_mode(style)
+        if opacity == 0 or not children:
+            return ()
+        if opacity == 1 and mode == "normal" and style["isolation"] != "isolate":
+            return children
+        return (Group(children, opacity, mode, name),)
+
+    def _used(
+        self, element: ElementTree.Element, style: css.Style, matrix: Matrix
+    ) -> Iterator[Shape | Group]:
+        link = next((value for key, value in element.items() if key.endswith("href")), "").strip()
+        target = self.by_id.get(link[1:])
+        if target is None:
+            raise ValueError(f"<use>: nothing in the file has the id of {link!r}")
+        if link in self.open_references:
+            raise ValueError(f"<use>: {link!r} refers to itself")
+        self.open_references.add(link)
+        x, y, width, height = self._lengths(element, "x y width height")
+        matrix = _product(matrix, (1.0, 0.0, 0.0, 1.0, x, y))
+        name = _local(target.tag)
+        if name == "symbol":
+            style = self._style(target, style)
+            if box := target.get("viewBox"):
+                values = self._numbers(box, "viewBox")
+                if len(values) != 4 or min(values[2:]) <= 0:
+                    raise ValueError(f"<symbol>: viewBox {box!r} is no box of positive size")
+                if "width" not in element.attrib or "height" not in element.attrib:
+                    width, height = self.view_box[2:]
+                matrix = _product(matrix, fitted(cast(Box, tuple(values)), width, height))
+            children = tuple(self._children(target, style, matrix))
+            yield from self._grouped(children, style, target.get("id", ""))
+        elif name and name not in NEVER_DRAWN:
+            yield from self._drawn(target, name, style, matrix)
+        self.open_references.remove(link)
+
+    def _shape(
+        self, element: ElementTree.Element, name: str, style: css.Style, matrix: Matrix
+    ) -> Iterator[Shape]:
+        if style["visibility"] != "visible":
+            return
+        fill, stroke = self._fill(style), self._stroke(style)
+        opacity = css.number(style, "opacity")
+        if (fill is None and stroke is None) or opacity == 0:
+            return
+        try:
+            paths = [path for path in self._outline(element, name) if path.segments or path.closed]
+            shape = transformed_shape(Shape(tuple(paths), fill, stroke), matrix)
+        except (ValueError, OverflowError, ZeroDivisionError) as error:
+            raise ValueError(f"<{name}>{_identity(element)}: {error}") from error
+        paths = shape.subpaths if self.keep_arcs else tuple(map(cubic_subpath, shape.subpaths))
+        numbers = [number for path in paths for number in _coordinates(path)]
+        self._count(len(numbers))
+        largest = max(map(abs, numbers), default=0.0)
+        width = shape.stroke.width if shape.stroke else 0.0
+        if not max(largest, width) <= self.limits.coordinate:
+            raise ValueError(
+                f"<{name}>{_identity(element)}: coordinates beyond {self.limits.coordinate:g}"
+            )
+        if paths:
+            mode, identity = _blend_mode(style), element.get("id", "")
+            yield Shape(paths, fill, shape.stroke, opacity, mode, identity)
+
+    def _fill(self, style: css.Style) -> Fill | None:
+        color, alpha = css.paint(style, "fill")
+        opacity = alpha * css.number(style, "fill-opacity")
+        if color is None or opacity == 0:
+            return None
+        return Fill(color, opacity, cast(FillRule, css.choice(style, "fill-rule", FillRule)))
+
+    def _stroke(self, style: css.Style) -> Stroke | None:
+        color, alpha = css.paint(style, "stroke")
+        opacity = alpha * css.number(style, "stroke-opacity")
+        diagonal = math.hypot(*self.view_box[2:]) / math.sqrt(2)
+        width = _length(style["stroke-width"], diagonal)
+        if color is None or opacity == 0 or width == 0:
+            return None
+        if width < 0:
+            raise ValueError(f"stroke-width: {width:g} is negative")
+        cap = cast(Cap, css.choice(style, "stroke-linecap", Cap))
+        join = cast(Join, css.choice(style, "stroke-linejoin", Join))
+        limit = css.number(style, "stroke-miterlimit", largest=math.inf)
+        return Stroke(color, width, opacity, cap, join, max(1.0, limit))
+
+    def _outline(self, element: ElementTree.Element, name: str) -> list[Subpath]:
+        """Returns the subpaths of a shape in its own coordinates."""
+        if name == "path":
+            return self._path(element.get("d", ""))
+        if name in ("polyline", "polygon"):
+            numbers = self._numbers(element.get("points", ""), "points")
+            if len(numbers) % 2:
+                raise ValueError(f"points: {len(numbers)} numbers are no pairs")
+            corners = [Line(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+            closed = name == "polygon"
+            return [Subpath(*corners[0], tuple(corners[1:]), closed)] if corners else []
+        if name == "line":
+            x1, y1, x2, y2 = self._lengths(element, "x1 y1 x2 y2")
+            return [Subpath(x1, y1, (Line(x2, y2),))]
+        if name == "rect":
+            return self._rectangle(element)
+        cx, cy = self._lengths(element, "cx cy")
+        rx, ry = self._lengths(element, "r r" if name == "circle" else "rx ry")
+        if "auto" in (element.get("rx"), element.get("ry")):
+            rx = ry = max(rx, ry)
+        if rx <= 0 or ry <= 0:
+            return []
+        halves = (
+            Arc(rx, ry, 0.0, False, True, cx - rx, cy),
+            Arc(rx, ry, 0.0, False, True, cx + rx, cy),
+        )
+        return [Subpath(cx + rx, cy, halves, closed=True)]
+
+    def _rectangle(self, element: ElementTree.Element) -> list[Subpath]:
+        x, y, width, height = self._lengths(element, "x y width height")
+        if width <= 0 or height <= 0:
+            return []
+        rx, ry = self._lengths(element, "rx ry")
+        # One radius that is not given is the other.
+        rx = ry if element.get("rx", "auto") == "auto" else rx
+        ry = rx if element.get("ry", "auto") == "auto" else ry
+        rx, ry = min(max(rx, 0.0), width / 2), min(max(ry, 0.0), height / 2)
+        right, bottom = x + width, y + height
+        if rx == 0 or ry == 0:
+            return [Subpath(x, y, (Line(right, y), Line(right, bottom), Line(x, bottom)), True)]
+        segments: list[Segment] = []
+        current = (x + rx, y)
+        for edge, corner in (
+            (Line(right - rx, y), (right, y + ry)),
+            (Line(right, bottom - ry), (right - rx, bottom)),
+            (Line(x + rx, bottom), (x, bottom - ry)),
+            (Line(x, y + ry), (x + rx, y)),
+        ):
+            if edge != current:
+                segments.append(edge)
+            segments.append(Arc(rx, ry, 0.0, False, True, *corner))
+            current = corner
+        return [Subpath(x + rx, y, tuple(segments), closed=True)]
+
+    def _path(self, data: str) -> list[Subpath]:
+        import svgelements
+
+        if not PATH_DATA.fullmatch(data):
+            raise ValueError(f"path data {data[:40]!r}: a character that has no place in it")
+        self._count(sum(1 for _ in NUMBER.finditer(data)))
+        if data.strip() and data.lstrip()[0] not in "Mm":
+            raise ValueError(f"path data {data[:40]!r}: the first command is no M")
+        try:
+            parsed = svgelements.Path(data)
+        except (ValueError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"path data {data[:40]!r}: not what its commands need") from error
+        paths: list[Subpath] = []
+        segments: list[Segment] = []  # of the last subpath
+
+        def finish(closed: bool = False) -> None:
+            if paths and not paths[-1].closed:
+                paths[-1] = replace(paths[-1], segments=tuple(segments), closed=closed)
+            segments.clear()
+
+        for segment in parsed:
+            if isinstance(segment, svgelements.Move):
+                finish()
+                paths.append(Subpath(segment.end.x, segment.end.y))
+            elif isinstance(segment, svgelements.Close):
+                finish(closed=True)
+            else:
+                if paths[-1].closed:  # drawing goes on from where the last subpath started
+                    paths.append(Subpath(paths[-1].x, paths[-1].y))
+                segments.append(_segment(segment))
+        finish()
+        return paths
+
+    def _numbers(self, text: str, name: str) -> list[float]:
+        if not NUMBERS.fullmatch(text):
+            raise ValueError(f"{name} {text[:40]!r}: no list of numbers")
+        numbers = [float(match[0]) for match in NUMBER.finditer(text)]
+        self._count(len(numbers))
+        return numbers
+
+    def _count(self, numbers: int) -> None:
+        self.num_numbers += numbers
+        if self.num_numbers > 2 * self.limits.numbers:  # once as text, once as coordinates
+            raise ValueError(f"more than {self.limits.numbers} numbers of paths")
+
+    def _lengths(self, element: ElementTree.Element, names: str) -> list[float]:
+        _, _, width, height = self.view_box
+        across = {"x", "x1", "x2", "cx", "width", "rx"}
+        diagonal = math.hypot(width, height) / math.sqrt(2)
+        return [
+            _length(
+                element.get(name, "0").replace("auto", "0"),
+                diagonal if name == "r" else width if name in across else height,
+            )
+            for name in names.split()
+        ]
+
+
+def _segment(segment: Any) -> Segment:
+    """Returns a segment of svgelements as ours."""
+    import svgelements
+
+    start, end = segment.start, segment.end
+    if isinstance(segment, svgelements.Line):
+        return Line(end.x, end.y)
+    if isinstance(segment, svgelements.CubicBezier):
+        first, second = segment.control1, segment.control2
+        return Cubic(first.x, first.y, second.x, second.y, end.x, end.y)
+    if isinstance(segment, svgelements.QuadraticBezier):
+        control = segment.control
+        first_x, first_y = start.x + (control.x - start.x) / 1.5, start.y + (control.y - start.y) / 1.5
+        second_x, second_y = end.x + (control.x - end.x) / 1.5, end.y + (control.y - end.y) / 1.5
+        return Cubic(first_x, first_y, second_x, second_y, end.x, end.y)
+    rx, ry, turn = float(segment.rx), float(segment.ry), float(segment.sweep)
+    if not (rx > 0 and ry > 0) or start == end:
+        return Line(end.x, end.y)
+    rotation = math.degrees(float(segment.get_rotation()))
+    return Arc(rx, ry, rotation, abs(turn) > math.pi, turn > 0, end.x, end.y)
+
+
+def _coordinates(path: Subpath) -> Iterator[float]:
+    yield from (path.x, path.y)
+    for segment in path.segments:
+        yield from segment
+
+
+def _identity(element: ElementTree.Element) -> str:
+    return f" {element.get('id')!r}" if element.get("id") else ""
+
+
+def _blend_mode(style: css.Style) -> BlendMode:
+    return cast(BlendMode, css.choice(style, "mix-blend-mode", BlendMode))
+
+
+def _length(text: str, relative: float) -> float:
+    """Returns a length in user units; a share of `relative` where it is in per cent."""
+    match = LENGTH.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is no length in px, pt, pc, mm, cm, in or %")
+    value = float(match[1])
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]!r} is too large")
+    return value * relative / 100 if match[2] == "%" else value * UNITS[match[2] or "px"]
+
+
+def _matrix(text: str) -> Matrix:
+    """Returns the product of a list of transforms."""
+    if text == "none":
+        return IDENTITY
+    import svgelements
+
+    if not TRANSFORMS.fullmatch(text):
+        raise ValueError(f"transform {text[:40]!r} is no list of transforms")
+    try:
+        matrix = svgelements.Matrix(text)
+        values = tuple(float(getattr(matrix, letter)) for letter in "abcdef")
+    except (ValueError, IndexError, TypeError, AttributeError, OverflowError):
+        raise ValueError(f"transform {text[:40]!r}: too few or too many numbers") from None
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"transform {text[:40]!r} is too large")
+    return cast(Matrix, values)
+
+
+def _product(outer: Matrix, inner: Matrix) -> Matrix:
+    """Returns the transform that applies `inner` first."""
+    a, b, c, d, e, f = outer
+    g, h, i, j, k, m = inner
+    return (
+        a * g + c * h,
+        b * g + d * h,
+        a * i + c * j,
+        b * i + d * j,
+        a * k + c * m + e,
+        b * k + d * m + f,
+    )
