@@ -182,6 +182,51 @@ _BLEND: dict[BlendMode, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def _hard_light_slopes(b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    low = s <= 0.5
+    return torch.where(low, 2 * s, 2 - 2 * s), torch.where(low, 2 * b, 2 - 2 * b)
+
+
+def _darken_slopes(b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    return (b < s).to(b.dtype), (b >= s).to(b.dtype)
+
+
+def _color_dodge_slopes(b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    slope = torch.where(b < 1 - s, 1 / torch.where(s < 1, 1 - s, 1.0), 0.0)
+    return slope, b * slope * slope
+
+
+def _color_burn_slopes(b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    slope = torch.where(1 - b < s, 1 / torch.where(s > 0, s, 1.0), 0.0)
+    return slope, (1 - b) * slope * slope
+
+
+def _soft_light_slopes(b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    root = b.clamp(min=0.25).sqrt()
+    lighter = torch.where(b <= 0.25, ((16 * b - 12) * b + 4) * b, root)
+    steepness = torch.where(b <= 0.25, (48 * b - 24) * b + 4, 0.5 / root)
+    low = s <= 0.5
+    of_b = 1 + (2 * s - 1) * torch.where(low, 1 - 2 * b, steepness - 1)
+    return of_b, 2 * torch.where(low, b * (1 - b), lighter - b)
+
+
+# The derivatives of B with respect to backdrop and source.
+_SLOPES: dict[BlendMode, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "normal": lambda b, s: (torch.zeros_like(b), torch.ones_like(b)),
+    "multiply": lambda b, s: (s, b),
+    "screen": lambda b, s: (1 - s, 1 - b),
+    "overlay": lambda b, s: _hard_light_slopes(s, b)[::-1],
+    "darken": _darken_slopes,
+    "lighten": lambda b, s: _darken_slopes(b, s)[::-1],
+    "color-dodge": _color_dodge_slopes,
+    "color-burn": _color_burn_slopes,
+    "hard-light": _hard_light_slopes,
+    "soft-light": _soft_light_slopes,
+    "difference": lambda b, s: ((b - s).sign(), (s - b).sign()),
+    "exclusion": lambda b, s: (1 - 2 * s, 1 - 2 * b),
+}
+
+
 def _check_layers(
     coverage: Tensor,
     color: Tensor,
@@ -240,16 +285,19 @@ def _over(backdrop: Tensor, source: Tensor, alpha: Tensor, mode_B: Tensor | None
         alpha: (B, 1, H, W), of the source.
         mode_B: Blend modes.
     """
-    for number in [] if mode_B is None else mode_B.unique().tolist():
-        if number == 0:
-            continue
-        rows = (mode_B == number).nonzero().squeeze(1)
+    for mode, rows in _rows_by_mode(mode_B):
         below, above = backdrop[rows], source[rows]
-        blended = blend(_straight(below), above[:, :3], BLEND_MODES[number])
+        blended = blend(_straight(below), above[:, :3], mode)
         mixed = torch.lerp(above[:, :3].expand_as(blended), blended, below[:, 3:])
         whole = torch.cat((mixed, torch.ones_like(below[:, 3:])), dim=1)
         source = source.expand_as(backdrop).index_copy(0, rows, whole)
     return torch.lerp(backdrop, source.expand_as(backdrop), alpha)
+
+
+def _rows_by_mode(mode_B: Tensor | None) -> list[tuple[BlendMode, Tensor]]:
+    """Returns the modes that are not normal, each with the images that use it."""
+    numbers = [] if mode_B is None else mode_B.unique().tolist()
+    return [(BLEND_MODES[n], (mode_B == n).nonzero().squeeze(1)) for n in numbers if n != 0]
 
 
 def _composite_reference(
@@ -273,6 +321,58 @@ def _composite_reference(
         image = _over(image, source[:, :, None, None], alpha, layer_mode)
         images.append(image)
     return torch.stack(images if prefixes else images[-1:], dim=1)
+
+
+def _backward_reference(
+    grad_BN4HW: Tensor,
+    coverage: Tensor,
+    color: Tensor,
+    opacity: Tensor | None,
+    mode: Tensor | None,
+    backdrop: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients of coverage, color, opacity and backdrop.
+
+    From the last layer to the first: a layer makes `image + alpha * (source - image)` of the image
+    below it, and where it has a mode, `source` depends on that image too.
+    """
+    B, L, H, W = coverage.shape
+    images = _composite_reference(coverage, color, opacity, mode, backdrop, prefixes=True)
+    lowest = coverage.new_zeros((B, 4, H, W)) if backdrop is None else backdrop
+    of_coverage, of_color = torch.empty_like(coverage), torch.empty_like(color)
+    of_opacity = coverage.new_empty((B, L))
+    grad = torch.zeros_like(lowest)
+    for layer in range(L - 1, -1, -1):
+        if grad_BN4HW.shape[1] == L:
+            grad = grad + grad_BN4HW[:, layer]
+        elif layer == L - 1:
+            grad = grad_BN4HW[:, 0]
+        below = images[:, layer - 1] if layer else lowest
+        strength = 1.0 if opacity is None else opacity[:, layer].view(B, 1, 1, 1)
+        alpha = coverage[:, layer, None] * strength
+        through = alpha * grad[:, :3]  # to the source's colours
+        source = torch.cat((color[:, layer], torch.ones_like(color[:, layer, :1])), dim=1)
+        source = source[:, :, None, None].expand_as(below)
+        to_color, to_below = through, (1 - alpha) * grad
+        for name, rows in _rows_by_mode(None if mode is None else mode[:, layer]):
+            b, s, alpha_b = _straight(below[rows]), source[rows, :3], below[rows, 3:]
+            blended = blend(b, s, name)
+            slope_b, slope_s = _SLOPES[name](b, s)
+            through_rows = through[rows]
+            mixed = torch.lerp(s, blended, alpha_b)
+            source = source.index_copy(0, rows, torch.cat((mixed, torch.ones_like(alpha_b)), dim=1))
+            slope = 1 - alpha_b + alpha_b * slope_s
+            to_color = to_color.index_copy(0, rows, through_rows * slope)
+            slope_b = torch.where(alpha_b > 0, slope_b, 0.0)
+            of_alpha = (through_rows * (blended - s - b * slope_b)).sum(dim=1, keepdim=True)
+            both = torch.cat((through_rows * slope_b, of_alpha), dim=1)
+            to_below = to_below.index_add(0, rows, both)
+        of_alpha = (grad * (source - below)).sum(dim=1)
+        of_coverage[:, layer] = of_alpha if opacity is None else of_alpha * strength[:, 0]
+        of_opacity[:, layer] = (of_alpha * coverage[:, layer]).sum(dim=(1, 2))
+        of_color[:, layer] = to_color.sum(dim=(2, 3))
+        grad = to_below
+    return of_coverage, of_color, of_opacity, grad
 
 
 # Registration.
@@ -317,22 +417,8 @@ def _composite_backward(
     opacity: Tensor | None,
     mode: Tensor | None,
     backdrop: Tensor | None,
-    prefixes: bool,
-) -> list[Tensor]:
-    """Returns the gradients of coverage, color, and, where given, opacity and backdrop."""
-    with torch.enable_grad():
-        # Leaves of a graph of its own; what is not given has no gradient.
-        given = [
-            value.detach().requires_grad_()
-            for value in (coverage, color, opacity, backdrop)
-            if value is not None
-        ]
-        leaves = iter(given)
-        coverage, color = next(leaves), next(leaves)
-        opacity = None if opacity is None else next(leaves)
-        backdrop = None if backdrop is None else next(leaves)
-        images = _composite_reference(coverage, color, opacity, mode, backdrop, prefixes)
-        return [*torch.autograd.grad(images, given, grad)]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _backward_reference(grad, coverage, color, opacity, mode, backdrop)
 
 
 @_composite_backward.register_fake
@@ -343,25 +429,27 @@ def _(
     opacity: Tensor | None,
     mode: Tensor | None,
     backdrop: Tensor | None,
-    prefixes: bool,
-) -> list[Tensor]:
-    given = (coverage, color, opacity, backdrop)
-    return [torch.empty_like(value) for value in given if value is not None]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, L, H, W = coverage.shape
+    return (
+        torch.empty_like(coverage),
+        torch.empty_like(color),
+        coverage.new_empty((B, L)),
+        coverage.new_empty((B, 4, H, W)),
+    )
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.prefixes, _ = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:5])
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     coverage, color, opacity, mode, backdrop = ctx.saved_tensors
-    gradients = iter(
-        _composite_backward(grad, coverage, color, opacity, mode, backdrop, ctx.prefixes)
+    of_coverage, of_color, of_opacity, of_backdrop = _composite_backward(
+        grad, coverage, color, opacity, mode, backdrop
     )
-    of_coverage, of_color = next(gradients), next(gradients)
-    of_opacity = None if opacity is None else next(gradients)
-    of_backdrop = None if backdrop is None else next(gradients)
+    of_opacity = None if opacity is None else of_opacity
+    of_backdrop = None if backdrop is None else of_backdrop
     return of_coverage, of_color, of_opacity, None, of_backdrop, None, None
 
 

@@ -111,6 +111,8 @@ def soft_coverage(
         _check_like("width", width_BL, edges_BLE4, edges_BLE4.dtype)
     if not 0 < softness < torch.inf:
         raise ValueError(f"softness must be positive, got {softness}")
+    if edges_BLE4.shape[2] == 0:
+        return edges_BLE4.new_zeros((*edges_BLE4.shape[:2], *size))
     edge, winding = _nearest_edge(edges_BLE4.detach(), count_BL, *size, backend)
     is_odd = winding % 2 == 1
     inside = winding != 0

@@ -14,7 +14,7 @@ from .document import (
     without_arcs,
 )
 from .parse import Limits, SvgError, parse_svg, read_svg
-from .render import render
+from .rendering import render
 from .write import path_data, write_svg
 
 __all__ = [

@@ -95,7 +95,7 @@ def _subpath_stroke(subpath: Subpath, stroke: Stroke, tolerance: float) -> Edges
     outer = np.where(turn < 0, 1.0, -1.0)[:, None]
     before, after = outer * before, outer * after
     edges.append(_pieces(np.stack((middles, middles + before, middles + after), axis=1)))
-    for i in np.flatnonzero(corners | (np.abs(turn) > math.pi / 2)):
+    for i in np.flatnonzero(corners | (np.abs(turn) > step)):
         if stroke.join == "round" or not corners[i]:
             edges.append(_pieces(middles[i] + _fan(before[i], turn[i], step)))
         elif stroke.join == "miter" and math.cos(turn[i] / 2) * stroke.miter_limit >= 1:

@@ -23,7 +23,7 @@ from ...kernels.polygon_raster import RasterBackend, coverage
 from .document import Color, Document, Group, Matrix, Shape, fitted, transformed_shape
 from .outline import Outline, shape_outlines
 
-TOLERANCE = 0.05  # pixels between a curve and its chords
+TOLERANCE = 0.03  # pixels between a curve and its chords
 
 
 def render(
