@@ -11,9 +11,9 @@ the alpha of a backdrop that is blended with. Values are sRGB-encoded, as in bro
 tools. Computed in float32 (float64 for float64 inputs), whatever autocast says.
 
 Performance. A layer of mode "normal" is one pass over the image (a linear interpolation), another
-mode about fifteen over the images that use it. Triton keeps a pixel in registers through all layers:
-it reads 4 bytes per pixel and layer and writes 16 per pixel. The gradient is that of the reference
-in every backend. `tests/benchmarks/polygon_raster.py` prints the ratio to a loop over Skia.
+mode about fifteen over the images that use it. Triton keeps a pixel in registers through all
+layers: it reads 4 bytes per pixel and layer and writes 16 per pixel. The gradient is computed by
+torch in every backend. `tests/benchmarks/polygon_raster.py` prints the ratio to a loop over Skia.
 
 Shape suffixes: B images, L layers, H rows, W columns; 4 channels are red, green, blue, alpha.
 """
@@ -113,7 +113,7 @@ def composite_images(
 
 
 def on_background(image_B4HW: Tensor, color: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
-    """Returns (..., 3, H, W) in [0, 1]: a premultiplied image (..., 4, H, W) on an opaque colour."""
+    """Returns (..., 3, H, W) in [0, 1]: premultiplied images (..., 4, H, W) on an opaque colour."""
     color_311 = torch.tensor(color, dtype=image_B4HW.dtype, device=image_B4HW.device)
     alpha = image_B4HW[..., 3:, :, :]
     return (image_B4HW[..., :3, :, :] + (1 - alpha) * color_311.view(3, 1, 1)).clamp(0, 1)
@@ -249,9 +249,7 @@ def _check_layers(
         ("backdrop", backdrop, (B, 4, H, W), like),
     ):
         if value is not None and (
-            value.dtype != dtype
-            or tuple(value.shape) != shape
-            or value.device != coverage.device
+            value.dtype != dtype or tuple(value.shape) != shape or value.device != coverage.device
         ):
             raise ValueError(
                 f"{name}: {value.dtype} of shape {tuple(value.shape)} on {value.device}, expected"
@@ -260,7 +258,7 @@ def _check_layers(
 
 
 def _check_modes(mode: Tensor) -> None:
-    if mode.numel() and not (0 <= int(mode.min()) and int(mode.max()) < len(BLEND_MODES)):
+    if mode.numel() and not (int(mode.min()) >= 0 and int(mode.max()) < len(BLEND_MODES)):
         raise ValueError(
             f"mode: numbers from {int(mode.min())} to {int(mode.max())}, expected 0 to"
             f" {len(BLEND_MODES) - 1}, places in BLEND_MODES"
@@ -296,8 +294,10 @@ def _over(backdrop: Tensor, source: Tensor, alpha: Tensor, mode_B: Tensor | None
 
 def _rows_by_mode(mode_B: Tensor | None) -> list[tuple[BlendMode, Tensor]]:
     """Returns the modes that are not normal, each with the images that use it."""
-    numbers = [] if mode_B is None else mode_B.unique().tolist()
-    return [(BLEND_MODES[n], (mode_B == n).nonzero().squeeze(1)) for n in numbers if n != 0]
+    if mode_B is None:
+        return []
+    used = sorted(set(mode_B.tolist()) - {0})
+    return [(BLEND_MODES[n], (mode_B == n).nonzero().squeeze(1)) for n in used]
 
 
 def _composite_reference(
@@ -348,8 +348,9 @@ def _backward_reference(
         elif layer == L - 1:
             grad = grad_BN4HW[:, 0]
         below = images[:, layer - 1] if layer else lowest
-        strength = 1.0 if opacity is None else opacity[:, layer].view(B, 1, 1, 1)
-        alpha = coverage[:, layer, None] * strength
+        alpha = coverage[:, layer, None]
+        if opacity is not None:
+            alpha = alpha * opacity[:, layer].view(B, 1, 1, 1)
         through = alpha * grad[:, :3]  # to the source's colours
         source = torch.cat((color[:, layer], torch.ones_like(color[:, layer, :1])), dim=1)
         source = source[:, :, None, None].expand_as(below)
@@ -368,7 +369,8 @@ def _backward_reference(
             both = torch.cat((through_rows * slope_b, of_alpha), dim=1)
             to_below = to_below.index_add(0, rows, both)
         of_alpha = (grad * (source - below)).sum(dim=1)
-        of_coverage[:, layer] = of_alpha if opacity is None else of_alpha * strength[:, 0]
+        strength = 1.0 if opacity is None else opacity[:, layer].view(B, 1, 1)
+        of_coverage[:, layer] = of_alpha * strength
         of_opacity[:, layer] = (of_alpha * coverage[:, layer]).sum(dim=(1, 2))
         of_color[:, layer] = to_color.sum(dim=(2, 3))
         grad = to_below

@@ -149,9 +149,7 @@ def coverage_tile(samples: int) -> dict[str, int]:
     return {"SAMPLES": samples, "BLOCK_S": block, "BLOCK_H": height, "BLOCK_W": width}
 
 
-def coverage(
-    table: "EdgeTable", even_odd_T: Tensor | None, H: int, W: int, samples: int
-) -> Tensor:
+def coverage(table: "EdgeTable", even_odd_T: Tensor | None, H: int, W: int, samples: int) -> Tensor:
     """Returns what `polygon_raster.coverage` does, (T, H, W) float32.
 
     Args:

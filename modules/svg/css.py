@@ -51,7 +51,8 @@ UNSUPPORTED = {
         *("transform-origin", "vector-effect", "clip-path", "mask", "filter", "animation"),
     )
 }
-_MAX_RULES = 500
+_MAX_RULES = 300
+_MAX_COLOR = 64  # characters
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,14 @@ class _Rule:
 
 @dataclass
 class StyleSheet:
-    """The `<style>` elements of a file together."""
+    """The `<style>` elements of a file together.
 
+    Attributes:
+        budget: How many characters of style sheets and attributes are still read.
+        rules: In the order of precedence.
+    """
+
+    budget: int
     rules: list[_Rule] = field(default_factory=list)
 
     def add(self, text: str) -> None:
@@ -89,6 +96,7 @@ class StyleSheet:
         """
         import tinycss2
 
+        self._spend(text)
         for rule in tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True):
             if rule.type != "qualified-rule":
                 raise ValueError(f"<style>: {_shown(rule)} is not supported")
@@ -119,6 +127,7 @@ class StyleSheet:
                 if rule.applies(element, attributes.get("id"), classes):
                     given += rule.declarations
         if text := attributes.get("style"):
+            self._spend(text)
             given += _declarations(tinycss2.parse_blocks_contents(text))
         given.sort(key=lambda declaration: declaration[2])  # what is important comes last
         style = {name: inherited[name] for name in _INHERITED} | _OWN
@@ -133,6 +142,11 @@ class StyleSheet:
             color, _ = _color(style["color"], "color", inherited["color"])
             style["color"] = color
         return style
+
+    def _spend(self, text: str) -> None:
+        self.budget -= len(text)
+        if self.budget < 0:
+            raise ValueError("more style than is read")
 
 
 def paint(style: Style, name: str) -> tuple[Color | None, float]:
@@ -180,7 +194,7 @@ def choice(style: Style, name: str, values: Any) -> str:
 def _color(text: str, name: str, current: Color) -> tuple[Color, float]:
     from tinycss2.color4 import parse_color
 
-    color = parse_color(text)
+    color = parse_color(text) if len(text) <= _MAX_COLOR else None
     if color is None:
         raise ValueError(f"{name}: {text[:40]!r} is no colour")
     if color == "currentcolor":

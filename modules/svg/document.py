@@ -1,7 +1,7 @@
 """A vector image as typed, immutable values: what is parsed, written, drawn, encoded and printed.
 
     Document(view_box, children)
-      Group(children, opacity, blend_mode)                 layers that are blended among themselves first
+      Group(children, opacity, blend_mode)                 layers blended among themselves first
       Shape(subpaths, fill, stroke, opacity, blend_mode)   one layer
         Subpath(x, y, segments, closed)                    start, then Line | Cubic | Arc
 
@@ -272,6 +272,7 @@ def transformed_subpath(subpath: Subpath, matrix: Matrix) -> Subpath:
         else:
             assert scale is not None
             rotation = angle + (-segment.rotation if mirrored else segment.rotation)
+            rotation = math.remainder(rotation, 180)  # an ellipse is the same upside down
             radii = segment.rx * scale, segment.ry * scale
             sweep = segment.sweep != mirrored
             segments.append(Arc(*radii, rotation, segment.large, sweep, *end))

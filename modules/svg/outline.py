@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .document import Cubic, Shape, Stroke, Subpath, cubic_subpath
 
 Points = NDArray[np.float64]  # (n, 2)
-MAX_CHORDS = 1000  # of one curve, however large
+MAX_CHORDS = 200  # of one curve, however large
 Edges = NDArray[np.float64]  # (n, 4): x and y of the start, x and y of the end
 
 
@@ -89,7 +89,9 @@ def _subpath_stroke(subpath: Subpath, stroke: Stroke, tolerance: float) -> Edges
     # Of the two normals at a join, those on the outer side.
     before, after = (np.roll(side, 1, axis=0), side) if subpath.closed else (side[:-1], side[1:])
     turn = np.arctan2(
-        before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0] + 0.0,  # + 0.0: never -0, as in U-turns
+        before[:, 0] * after[:, 1]
+        - before[:, 1] * after[:, 0]
+        + 0.0,  # + 0.0: never -0, as in U-turns
         (before * after).sum(axis=1),
     )
     outer = np.where(turn < 0, 1.0, -1.0)[:, None]

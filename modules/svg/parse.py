@@ -1,7 +1,7 @@
 """SVG files as documents: read safely, or refused in one line that names the file and the reason.
 
-Read is what flat vector art consists of: shapes, paths, groups, `use` and `symbol` of the same file,
-transforms, presentation attributes, `style`, style sheets of simple selectors, solid colours,
+Read is what flat vector art consists of: shapes, paths, groups, `use` and `symbol` of the same
+file, transforms, presentation attributes, `style`, style sheets of simple selectors, solid colours,
 opacity and the separable blend modes. Everything else that would change the picture - gradients,
 masks, filters, text, images, dashes, markers, animation - is refused and not skipped, so that
 a document shows what its file shows. What does not (metadata, titles, unused definitions, elements
@@ -60,13 +60,15 @@ class Limits:
         elements: Of the file, and again of the picture, where `use` repeats them.
         depth: Of elements inside each other.
         numbers: In path data and lists of points together, and again of the picture.
+        style: Characters of CSS, in style sheets and attributes together.
         coordinate: The largest magnitude, in units of the view box.
     """
 
     bytes: int = 1 << 20
-    elements: int = 5_000
+    elements: int = 2_000
     depth: int = 64
     numbers: int = 50_000
+    style: int = 100_000
     coordinate: float = 1e6
 
 
@@ -77,15 +79,16 @@ NEVER_DRAWN = {
     *("defs", "symbol", "title", "desc", "metadata", "style", "linearGradient", "radialGradient"),
     *("pattern", "clipPath", "mask", "filter", "marker"),
 }
+ANIMATIONS = {"animate", "animateTransform", "animateMotion", "animateColor", "set"}
 SCRIPTS = {"script", "foreignObject", "iframe", "handler", "listener"}
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-PATH_DATA = re.compile(r"[MmZzLlHhVvCcSsQqTtAa\d\s,.eE+-]*")
-NUMBERS = re.compile(rf"\s*(?:{NUMBER.pattern}\s*,?\s*)*")
-_ARGUMENTS = rf"\s*{NUMBER.pattern}(?:px|deg)?(?:[\s,]*{NUMBER.pattern}(?:px|deg)?)*\s*"
-TRANSFORMS = re.compile(
-    rf"\s*(?:(?:matrix|translate|scale|rotate|skewX|skewY)\s*\({_ARGUMENTS}\)[\s,]*)*"
-)
-LENGTH = re.compile(rf"\s*({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?\s*")
+# Possessive (`++`): what does not match is found out in one pass, however long the text is.
+NUMBER = re.compile(r"[-+]?(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?")
+PATH_DATA = re.compile(r"[MmZzLlHhVvCcSsQqTtAa\d\s,.eE+-]*+")
+LENGTH = re.compile(rf"({NUMBER.pattern})\s*+(px|pt|pc|mm|cm|in|%)?")
+TRANSFORM = re.compile(r"(matrix|translate|scale|rotate|skewX|skewY)\s*+\(([^()]*+)\)")
+ARGUMENTS = {"matrix": (6,), "translate": (1, 2), "scale": (1, 2), "rotate": (1, 3)}
+MAX_TRANSFORMS = 100
+SEPARATORS = " \t\r\n\f,"
 UNITS = {"px": 1, "pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96}
 IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 
@@ -144,6 +147,8 @@ def parse_svg(
     try:
         root = _element_tree(text, limits)
         return _Reader(root, keep_arcs, current_color, limits).document()
+    except RecursionError:
+        raise SvgError(f"{name}: brackets inside each other, too deep") from None
     except ValueError as error:
         reason = " ".join(str(error).split())  # one line, whatever the file put into it
         raise SvgError(f"{name}: {reason[:300]}") from error
@@ -180,7 +185,8 @@ def _element_tree(text: str | bytes, limits: Limits) -> ElementTree.Element:
         parser.feed(text)
         root: ElementTree.Element = parser.close()
     except DefusedXmlException as error:
-        raise ValueError(f"declares entities or reads other files ({type(error).__name__})") from None
+        kind = type(error).__name__
+        raise ValueError(f"declares entities or reads other files ({kind})") from None
     except (ElementTree.ParseError, LookupError, UnicodeError) as error:
         raise ValueError(f"is no well-formed XML ({error})") from None
     return root
@@ -208,7 +214,7 @@ class _Reader:
         self.keep_arcs = keep_arcs
         self.limits = limits
         self.by_id: dict[str, ElementTree.Element] = {}
-        self.sheet = css.StyleSheet()
+        self.sheet = css.StyleSheet(limits.style)
         self.initial = css.INITIAL | {"color": current_color}
         self.num_elements = self.num_numbers = self.depth = 0
         self.open_references: set[str] = set()
@@ -226,6 +232,8 @@ class _Reader:
         name = _local(element.tag)
         if name in SCRIPTS:
             raise ValueError(f"<{name}>: scripts and foreign content are not read")
+        if name in ANIMATIONS:
+            raise ValueError(f"<{name}> is not supported")
         for key, value in element.attrib.items():
             local = key.rpartition("}")[2]
             if local.lower().startswith("on") and key == local:
@@ -358,8 +366,8 @@ class _Reader:
             shape = transformed_shape(Shape(tuple(paths), fill, stroke), matrix)
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             raise ValueError(f"<{name}>{_identity(element)}: {error}") from error
-        paths = shape.subpaths if self.keep_arcs else tuple(map(cubic_subpath, shape.subpaths))
-        numbers = [number for path in paths for number in _coordinates(path)]
+        drawn = shape.subpaths if self.keep_arcs else tuple(map(cubic_subpath, shape.subpaths))
+        numbers = [number for path in drawn for number in _coordinates(path)]
         self._count(len(numbers))
         largest = max(map(abs, numbers), default=0.0)
         width = shape.stroke.width if shape.stroke else 0.0
@@ -367,9 +375,9 @@ class _Reader:
             raise ValueError(
                 f"<{name}>{_identity(element)}: coordinates beyond {self.limits.coordinate:g}"
             )
-        if paths:
+        if drawn:
             mode, identity = _blend_mode(style), element.get("id", "")
-            yield Shape(paths, fill, shape.stroke, opacity, mode, identity)
+            yield Shape(drawn, fill, shape.stroke, opacity, mode, identity)
 
     def _fill(self, style: css.Style) -> Fill | None:
         color, alpha = css.paint(style, "fill")
@@ -480,9 +488,7 @@ class _Reader:
         return paths
 
     def _numbers(self, text: str, name: str) -> list[float]:
-        if not NUMBERS.fullmatch(text):
-            raise ValueError(f"{name} {text[:40]!r}: no list of numbers")
-        numbers = [float(match[0]) for match in NUMBER.finditer(text)]
+        numbers = _number_list(text, name)
         self._count(len(numbers))
         return numbers
 
@@ -516,7 +522,10 @@ def _segment(segment: Any) -> Segment:
         return Cubic(first.x, first.y, second.x, second.y, end.x, end.y)
     if isinstance(segment, svgelements.QuadraticBezier):
         control = segment.control
-        first_x, first_y = start.x + (control.x - start.x) / 1.5, start.y + (control.y - start.y) / 1.5
+        first_x, first_y = (
+            start.x + (control.x - start.x) / 1.5,
+            start.y + (control.y - start.y) / 1.5,
+        )
         second_x, second_y = end.x + (control.x - end.x) / 1.5, end.y + (control.y - end.y) / 1.5
         return Cubic(first_x, first_y, second_x, second_y, end.x, end.y)
     rx, ry, turn = float(segment.rx), float(segment.ry), float(segment.sweep)
@@ -540,9 +549,15 @@ def _blend_mode(style: css.Style) -> BlendMode:
     return cast(BlendMode, css.choice(style, "mix-blend-mode", BlendMode))
 
 
+def _number_list(text: str, name: str) -> list[float]:
+    if NUMBER.sub("", text).strip(SEPARATORS):
+        raise ValueError(f"{name} {text[:40]!r} is no list of numbers")
+    return [float(match[0]) for match in NUMBER.finditer(text)]
+
+
 def _length(text: str, relative: float) -> float:
     """Returns a length in user units; a share of `relative` where it is in per cent."""
-    match = LENGTH.fullmatch(text)
+    match = LENGTH.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text[:40]!r} is no length in px, pt, pc, mm, cm, in or %")
     value = float(match[1])
@@ -557,13 +572,15 @@ def _matrix(text: str) -> Matrix:
         return IDENTITY
     import svgelements
 
-    if not TRANSFORMS.fullmatch(text):
-        raise ValueError(f"transform {text[:40]!r} is no list of transforms")
-    try:
-        matrix = svgelements.Matrix(text)
-        values = tuple(float(getattr(matrix, letter)) for letter in "abcdef")
-    except (ValueError, IndexError, TypeError, AttributeError, OverflowError):
-        raise ValueError(f"transform {text[:40]!r}: too few or too many numbers") from None
+    calls = TRANSFORM.findall(text)
+    if TRANSFORM.sub("", text).strip(SEPARATORS) or len(calls) > MAX_TRANSFORMS:
+        raise ValueError(f"transform {text[:40]!r} is no list of up to {MAX_TRANSFORMS} transforms")
+    for name, arguments in calls:
+        numbers = _number_list(arguments.replace("px", "").replace("deg", ""), name)
+        if len(numbers) not in ARGUMENTS.get(name, (1,)):
+            raise ValueError(f"transform {name}({arguments[:40]}): {len(numbers)} numbers")
+    matrix = svgelements.Matrix(text)
+    values = tuple(float(getattr(matrix, letter)) for letter in "abcdef")
     if not all(map(math.isfinite, values)):
         raise ValueError(f"transform {text[:40]!r} is too large")
     return cast(Matrix, values)

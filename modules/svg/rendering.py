@@ -30,7 +30,7 @@ def render(
     documents: Sequence[Document],
     size: tuple[int, int],
     background: Color | None = (1.0, 1.0, 1.0),
-    samples: int = 4,
+    samples: int = 8,
     device: torch.device | str = "cpu",
     backend: RasterBackend = "auto",
 ) -> Tensor:
@@ -61,6 +61,30 @@ def render(
     return image_B4HW if background is None else on_background(image_B4HW, background)
 
 
+def document_coverage(
+    document: Document,
+    size: tuple[int, int],
+    samples: int = 8,
+    device: torch.device | str = "cpu",
+    backend: RasterBackend = "auto",
+) -> Tensor:
+    """Returns which part of each pixel each layer covers: for every shape its fill, its stroke.
+
+    Args:
+        document: What to draw, scaled evenly into the canvas and centered.
+        size: (H, W) in pixels.
+        samples: Per pixel and axis, 1 to 16.
+        device: Where it is computed.
+        backend: Of the kernel.
+
+    Returns:
+        (N, H, W) float32 in the order of painting.
+    """
+    outlines: list[Outline] = []
+    _stack(document.children, fitted(document.view_box, size[1], size[0]), outlines)
+    return _coverage(outlines, size, samples, device, backend)
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One colour on a part of the canvas; `place` counts the layers of all documents."""
@@ -80,9 +104,7 @@ class _Stack:
     blend_mode: BlendMode = "normal"
 
 
-def _stack(
-    children: tuple[Shape | Group, ...], matrix: Matrix, outlines: list[Outline]
-) -> _Stack:
+def _stack(children: tuple[Shape | Group, ...], matrix: Matrix, outlines: list[Outline]) -> _Stack:
     """Returns the layers of children; adds their outlines, in pixels, to a list."""
     found: list[_Layer | _Stack] = []
     for child in children:

@@ -9,6 +9,8 @@ import torch
 from tenfold.kernels.polygon_raster import coverage, polygon_edges, soft_coverage
 from torch import Tensor
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's: NaN and overflow
+
 
 def random_paths(num_corners: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Two images of three paths: polygons that cross themselves, half their corners on a grid.
@@ -25,19 +27,21 @@ def random_paths(num_corners: int, device: torch.device) -> tuple[Tensor, Tensor
     return edges.to(device), count.to(device), even_odd.to(device)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("size", [(1, 1), (16, 16), (19, 37)])
+@pytest.mark.parametrize(
+    ("size", "samples"),
+    [((1, 1), 8), ((8, 32), 1), ((9, 33), 2), ((9, 20), 3), ((16, 16), 4), ((5, 18), 8)],
+)
 def test_coverage(size, samples, device):
-    edges, count, even_odd = random_paths(9, device)
-    for options in ({}, {"count_BL": count}, {"count_BL": count, "even_odd_BL": even_odd}):
+    edges, count, even_odd = random_paths(7, device)
+    for options in ({}, {"count_BL": count, "even_odd_BL": even_odd}):
         mine = coverage(edges, size, samples=samples, backend="triton", **options)
         expected = coverage(edges, size, samples=samples, backend="reference", **options)
         assert torch.equal(mine, expected)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 32), (19, 37)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 32), (9, 33)])
 def test_soft_coverage(size, device):
-    edges, count, even_odd = random_paths(9, device)
+    edges, count, even_odd = random_paths(7, device)
     width = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]], device=device)
     for options in ({}, {"even_odd_BL": even_odd}, {"count_BL": count, "width_BL": width}):
         mine = soft_coverage(edges, size, backend="triton", **options)
