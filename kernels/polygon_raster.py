@@ -267,6 +267,7 @@ def _crossings(table: EdgeTable, num_rows: int, num_columns: int) -> tuple[Tenso
     row_C = torch.arange(len(edge_C), device=rows.device) + offset[edge_C]
     down_C = (row_C + 0.5).to(table.x.dtype) - table.y.flatten()[edge_C]
     x_C = table.x.flatten()[edge_C] + down_C * table.slope.flatten()[edge_C]
+    x_C = x_C.nan_to_num_(nan=num_columns + 1)  # inf - inf: to the right of all samples
     column_C = (x_C - 0.5).ceil().clamp(0, num_columns).long()
     line_C = edge_C // E * num_rows + row_C
     # One number to be sorted by: line, column, direction.

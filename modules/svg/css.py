@@ -43,14 +43,6 @@ _OWN: Style = {
     "animation": "none",
 }
 INITIAL: Style = _INHERITED | _OWN
-# What changes the picture in a way that is not drawn, and the value at which it does not.
-UNSUPPORTED = {
-    name: INITIAL[name]
-    for name in (
-        *("stroke-dasharray", "paint-order", "marker-start", "marker-mid", "marker-end", "marker"),
-        *("transform-origin", "vector-effect", "clip-path", "mask", "filter", "animation"),
-    )
-}
 _MAX_RULES = 300
 _MAX_COLOR = 64  # characters
 

@@ -260,17 +260,20 @@ class _Reader:
         return cast(Box, tuple(box))
 
     def _style(self, element: ElementTree.Element, inherited: css.Style) -> css.Style:
-        """Returns the computed style of an element; refuses what cannot be drawn."""
-        style = self.sheet.computed(_local(element.tag), element.attrib, inherited)
-        for name, drawn in css.UNSUPPORTED.items():
-            if style.get(name, drawn) != drawn and not self._is_no_clip(name, style[name]):
-                raise ValueError(f"<{_local(element.tag)}>: {name} is not supported")
+        """Returns the computed style of an element; refuses what would be drawn otherwise."""
+        name = _local(element.tag)
+        style = self.sheet.computed(name, element.attrib, inherited)
+        if not self._is_no_clip(style["clip-path"]):
+            _refuse_others(style, name, "clip-path")
+        _refuse_others(style, name, "mask filter animation")
+        if style["transform"] != "none":
+            _refuse_others(style, name, "transform-origin")
         return style
 
-    def _is_no_clip(self, name: str, value: str) -> bool:
+    def _is_no_clip(self, value: str) -> bool:
         """Whether a clip path is the whole view box, as design tools write it around everything."""
         match = re.fullmatch(r"url\(\s*[\"']?#(.*?)[\"']?\s*\)", value)
-        clip = self.by_id.get(match[1]) if match and name == "clip-path" else None
+        clip = self.by_id.get(match[1]) if match else None
         if clip is None or _local(clip.tag) != "clipPath" or len(clip) != 1:
             return False
         rectangle = clip[0]
@@ -361,6 +364,12 @@ class _Reader:
         opacity = css.number(style, "opacity")
         if (fill is None and stroke is None) or opacity == 0:
             return
+        if name in ("path", "line", "polyline", "polygon"):
+            _refuse_others(style, name, "marker-start marker-mid marker-end marker")
+        if stroke:
+            _refuse_others(style, name, "stroke-dasharray vector-effect")
+        if stroke and fill:
+            _refuse_others(style, name, "paint-order")
         try:
             paths = [path for path in self._outline(element, name) if path.segments or path.closed]
             shape = transformed_shape(Shape(tuple(paths), fill, stroke), matrix)
@@ -521,13 +530,10 @@ def _segment(segment: Any) -> Segment:
         first, second = segment.control1, segment.control2
         return Cubic(first.x, first.y, second.x, second.y, end.x, end.y)
     if isinstance(segment, svgelements.QuadraticBezier):
-        control = segment.control
-        first_x, first_y = (
-            start.x + (control.x - start.x) / 1.5,
-            start.y + (control.y - start.y) / 1.5,
-        )
-        second_x, second_y = end.x + (control.x - end.x) / 1.5, end.y + (control.y - end.y) / 1.5
-        return Cubic(first_x, first_y, second_x, second_y, end.x, end.y)
+        (x, y), (x0, y0), (x1, y1) = segment.control, start, end
+        first_x, first_y = x0 + (x - x0) / 1.5, y0 + (y - y0) / 1.5
+        second_x, second_y = x1 + (x - x1) / 1.5, y1 + (y - y1) / 1.5
+        return Cubic(first_x, first_y, second_x, second_y, x1, y1)
     rx, ry, turn = float(segment.rx), float(segment.ry), float(segment.sweep)
     if not (rx > 0 and ry > 0) or start == end:
         return Line(end.x, end.y)
@@ -539,6 +545,13 @@ def _coordinates(path: Subpath) -> Iterator[float]:
     yield from (path.x, path.y)
     for segment in path.segments:
         yield from segment
+
+
+def _refuse_others(style: css.Style, element: str, names: str) -> None:
+    """Refuses values of properties, but the one that changes nothing."""
+    for name in names.split():
+        if style[name] != css.INITIAL[name]:
+            raise ValueError(f"<{element}>: {name} is not supported ({style[name][:40]!r})")
 
 
 def _identity(element: ElementTree.Element) -> str:

@@ -119,6 +119,7 @@ def test_far_away_corners_do_no_harm():
     big = torch.tensor([[-1e30, -1e30], [1e30, -1e30], [1e30, 1e30], [-1e30, 1e30]])
     assert (coverage(polygon_edges(big)[None, None], (5, 6)) == 1).all()
     assert (coverage(polygon_edges(big + 3e30)[None, None], (5, 6)) == 0).all()
+    assert coverage(torch.randn(1, 99, 9, 4) * 1e38, (5, 6)).isfinite().all()
 
 
 def test_a_square_on_the_grid_is_exact():

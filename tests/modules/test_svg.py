@@ -4,7 +4,7 @@ import math
 
 import pytest
 import svgelements
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tenfold.kernels.compositing import BLEND_MODES
 from tenfold.modules.svg import (
@@ -207,6 +207,20 @@ def test_bytes_in_the_encoding_that_they_declare():
     assert next(parse_svg(text.encode("latin-1")).shapes()).name == "é"
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        'stroke-dasharray="2" vector-effect="non-scaling-stroke"',
+        'transform-origin="50% 50%"',
+        'paint-order="stroke"',
+    ],
+)
+def test_what_would_change_strokes_or_turns_is_no_matter_without_them(attributes):
+    assert only(f'<path d="M0 0h1" {attributes}/>') == only('<path d="M0 0h1"/>')
+    with pytest.raises(SvgError, match="is not supported"):
+        only(f'<path d="M0 0h1" {attributes} stroke="red" transform="scale(2)"/>')
+
+
 # Geometry of documents.
 
 
@@ -336,9 +350,20 @@ def flat(child) -> list:
     return [type(child).__name__, *values]
 
 
+def has_arc_to_its_start(document: Document) -> bool:
+    """Such an arc is nothing, and is read as a line of no length."""
+    for path in (path for shape in document.shapes() for path in shape.subpaths):
+        starts = [(path.x, path.y), *((each.x, each.y) for each in path.segments)]
+        for start, segment in zip(starts, path.segments, strict=False):
+            if isinstance(segment, Arc) and math.dist(start, (segment.x, segment.y)) < 0.02:
+                return True
+    return False
+
+
 @given(DOCUMENTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read_again(document):
+    assume(not has_arc_to_its_start(document))
     again = parse_svg(write_svg(document, precision=4), keep_arcs=True)
     for one, other in zip(flat(again), flat(document), strict=True):
         assert one == pytest.approx(other, abs=2e-3) if isinstance(one, float) else one == other
