@@ -10,9 +10,8 @@ from .document import (
     Shape,
     Stroke,
     Subpath,
-    normalized,
-    without_arcs,
 )
+from .geometry import normalized, without_arcs
 from .parse import Limits, SvgError, parse_svg, read_svg
 from .rendering import render
 from .write import path_data, write_svg

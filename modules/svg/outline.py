@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .document import Cubic, Shape, Stroke, Subpath, cubic_subpath
+from .document import Cubic, Shape, Stroke, Subpath
+from .geometry import cubic_subpath
 
 Points = NDArray[np.float64]  # (n, 2)
 MAX_CHORDS = 200  # of one curve, however large

@@ -17,7 +17,7 @@ XML is read by defusedxml, CSS by tinycss2, path data and transforms by svgeleme
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -25,26 +25,22 @@ from xml.etree import ElementTree
 from ...kernels.compositing import BlendMode
 from . import css
 from .document import (
-    Arc,
     Box,
     Cap,
     Color,
-    Cubic,
     Document,
     Fill,
     FillRule,
     Group,
     Join,
-    Line,
     Matrix,
-    Segment,
     Shape,
     Stroke,
     Subpath,
-    cubic_subpath,
-    fitted,
-    transformed_shape,
 )
+from .geometry import cubic_subpath, fitted, product, transformed_shape
+from .shapes import SHAPES, attribute_lengths, outline
+from .values import IDENTITY, NUMBER, length, number_list, transform
 
 
 class SvgError(ValueError):
@@ -74,23 +70,12 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 SVG = "http://www.w3.org/2000/svg"
-SHAPES = {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon"}
 NEVER_DRAWN = {
     *("defs", "symbol", "title", "desc", "metadata", "style", "linearGradient", "radialGradient"),
     *("pattern", "clipPath", "mask", "filter", "marker"),
 }
 ANIMATIONS = {"animate", "animateTransform", "animateMotion", "animateColor", "set"}
 SCRIPTS = {"script", "foreignObject", "iframe", "handler", "listener"}
-# Possessive (`++`): what does not match is found out in one pass, however long the text is.
-NUMBER = re.compile(r"[-+]?(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?")
-PATH_DATA = re.compile(r"[MmZzLlHhVvCcSsQqTtAa\d\s,.eE+-]*+")
-LENGTH = re.compile(rf"({NUMBER.pattern})\s*+(px|pt|pc|mm|cm|in|%)?")
-TRANSFORM = re.compile(r"(matrix|translate|scale|rotate|skewX|skewY)\s*+\(([^()]*+)\)")
-ARGUMENTS = {"matrix": (6,), "translate": (1, 2), "scale": (1, 2), "rotate": (1, 3)}
-MAX_TRANSFORMS = 100
-SEPARATORS = " \t\r\n\f,"
-UNITS = {"px": 1, "pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96}
-IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 
 
 def read_svg(
@@ -247,12 +232,12 @@ class _Reader:
 
     def _view_box(self) -> Box:
         if text := self.root.get("viewBox"):
-            box = self._numbers(text, "viewBox")
+            box = number_list(text, "viewBox")
         else:
             size = [self.root.get("width"), self.root.get("height")]
-            if None in size or any("%" in str(length) for length in size):
+            if None in size or any("%" in str(side) for side in size):
                 raise ValueError("<svg> has neither a viewBox nor a width and a height")
-            box = [0.0, 0.0, *(_length(str(length), 0.0) for length in size)]
+            box = [0.0, 0.0, *(length(str(side), 0.0) for side in size)]
         if len(box) != 4 or not (box[2] > 0 and box[3] > 0):
             raise ValueError(f"viewBox {text!r} is no box of positive size")
         if max(map(abs, box)) > self.limits.coordinate or min(box[2:]) < 1e-6:
@@ -279,7 +264,7 @@ class _Reader:
         rectangle = clip[0]
         if _local(rectangle.tag) != "rect" or "transform" in {*rectangle.keys(), *clip.keys()}:
             return False
-        x, y, width, height = self._lengths(rectangle, "x y width height")
+        x, y, width, height = attribute_lengths(rectangle.attrib, "x y width height", self.view_box)
         left, top, across, down = self.view_box
         return x <= left and y <= top and x + width >= left + across and y + height >= top + down
 
@@ -301,7 +286,7 @@ class _Reader:
         if self.depth > self.limits.depth:
             raise ValueError(f"<use> inside each other, {self.limits.depth} deep and more")
         style = self._style(element, inherited)
-        matrix = _product(matrix, _matrix(style["transform"]))
+        matrix = product(matrix, transform(style["transform"]))
         if style["display"] == "none":
             pass
         elif name in SHAPES:
@@ -337,18 +322,18 @@ class _Reader:
         if link in self.open_references:
             raise ValueError(f"<use>: {link!r} refers to itself")
         self.open_references.add(link)
-        x, y, width, height = self._lengths(element, "x y width height")
-        matrix = _product(matrix, (1.0, 0.0, 0.0, 1.0, x, y))
+        x, y, width, height = attribute_lengths(element.attrib, "x y width height", self.view_box)
+        matrix = product(matrix, (1.0, 0.0, 0.0, 1.0, x, y))
         name = _local(target.tag)
         if name == "symbol":
             style = self._style(target, style)
             if box := target.get("viewBox"):
-                values = self._numbers(box, "viewBox")
+                values = number_list(box, "viewBox")
                 if len(values) != 4 or min(values[2:]) <= 0:
                     raise ValueError(f"<symbol>: viewBox {box!r} is no box of positive size")
                 if "width" not in element.attrib or "height" not in element.attrib:
                     width, height = self.view_box[2:]
-                matrix = _product(matrix, fitted(cast(Box, tuple(values)), width, height))
+                matrix = product(matrix, fitted(cast(Box, tuple(values)), width, height))
             children = tuple(self._children(target, style, matrix))
             yield from self._grouped(children, style, target.get("id", ""))
         elif name and name not in NEVER_DRAWN:
@@ -370,8 +355,11 @@ class _Reader:
             _refuse_others(style, name, "stroke-dasharray vector-effect")
         if stroke and fill:
             _refuse_others(style, name, "paint-order")
+        data = element.get("d", "") + element.get("points", "")
+        self._count(sum(1 for _ in NUMBER.finditer(data)))
         try:
-            paths = [path for path in self._outline(element, name) if path.segments or path.closed]
+            paths = outline(name, element.attrib, self.view_box)
+            paths = [path for path in paths if path.segments or path.closed]
             shape = transformed_shape(Shape(tuple(paths), fill, stroke), matrix)
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             raise ValueError(f"<{name}>{_identity(element)}: {error}") from error
@@ -399,7 +387,7 @@ class _Reader:
         color, alpha = css.paint(style, "stroke")
         opacity = alpha * css.number(style, "stroke-opacity")
         diagonal = math.hypot(*self.view_box[2:]) / math.sqrt(2)
-        width = _length(style["stroke-width"], diagonal)
+        width = length(style["stroke-width"], diagonal)
         if color is None or opacity == 0 or width == 0:
             return None
         if width < 0:
@@ -409,136 +397,10 @@ class _Reader:
         limit = css.number(style, "stroke-miterlimit", largest=math.inf)
         return Stroke(color, width, opacity, cap, join, max(1.0, limit))
 
-    def _outline(self, element: ElementTree.Element, name: str) -> list[Subpath]:
-        """Returns the subpaths of a shape in its own coordinates."""
-        if name == "path":
-            return self._path(element.get("d", ""))
-        if name in ("polyline", "polygon"):
-            numbers = self._numbers(element.get("points", ""), "points")
-            if len(numbers) % 2:
-                raise ValueError(f"points: {len(numbers)} numbers are no pairs")
-            corners = [Line(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
-            closed = name == "polygon"
-            return [Subpath(*corners[0], tuple(corners[1:]), closed)] if corners else []
-        if name == "line":
-            x1, y1, x2, y2 = self._lengths(element, "x1 y1 x2 y2")
-            return [Subpath(x1, y1, (Line(x2, y2),))]
-        if name == "rect":
-            return self._rectangle(element)
-        cx, cy = self._lengths(element, "cx cy")
-        rx, ry = self._lengths(element, "r r" if name == "circle" else "rx ry")
-        if "auto" in (element.get("rx"), element.get("ry")):
-            rx = ry = max(rx, ry)
-        if rx <= 0 or ry <= 0:
-            return []
-        halves = (
-            Arc(rx, ry, 0.0, False, True, cx - rx, cy),
-            Arc(rx, ry, 0.0, False, True, cx + rx, cy),
-        )
-        return [Subpath(cx + rx, cy, halves, closed=True)]
-
-    def _rectangle(self, element: ElementTree.Element) -> list[Subpath]:
-        x, y, width, height = self._lengths(element, "x y width height")
-        if width <= 0 or height <= 0:
-            return []
-        rx, ry = self._lengths(element, "rx ry")
-        # One radius that is not given is the other.
-        rx = ry if element.get("rx", "auto") == "auto" else rx
-        ry = rx if element.get("ry", "auto") == "auto" else ry
-        rx, ry = min(max(rx, 0.0), width / 2), min(max(ry, 0.0), height / 2)
-        right, bottom = x + width, y + height
-        if rx == 0 or ry == 0:
-            return [Subpath(x, y, (Line(right, y), Line(right, bottom), Line(x, bottom)), True)]
-        segments: list[Segment] = []
-        current = (x + rx, y)
-        for edge, corner in (
-            (Line(right - rx, y), (right, y + ry)),
-            (Line(right, bottom - ry), (right - rx, bottom)),
-            (Line(x + rx, bottom), (x, bottom - ry)),
-            (Line(x, y + ry), (x + rx, y)),
-        ):
-            if edge != current:
-                segments.append(edge)
-            segments.append(Arc(rx, ry, 0.0, False, True, *corner))
-            current = corner
-        return [Subpath(x + rx, y, tuple(segments), closed=True)]
-
-    def _path(self, data: str) -> list[Subpath]:
-        import svgelements
-
-        if not PATH_DATA.fullmatch(data):
-            raise ValueError(f"path data {data[:40]!r}: a character that has no place in it")
-        self._count(sum(1 for _ in NUMBER.finditer(data)))
-        if data.strip() and data.lstrip()[0] not in "Mm":
-            raise ValueError(f"path data {data[:40]!r}: the first command is no M")
-        try:
-            parsed = svgelements.Path(data)
-        except (ValueError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"path data {data[:40]!r}: not what its commands need") from error
-        paths: list[Subpath] = []
-        segments: list[Segment] = []  # of the last subpath
-
-        def finish(closed: bool = False) -> None:
-            if paths and not paths[-1].closed:
-                paths[-1] = replace(paths[-1], segments=tuple(segments), closed=closed)
-            segments.clear()
-
-        for segment in parsed:
-            if isinstance(segment, svgelements.Move):
-                finish()
-                paths.append(Subpath(segment.end.x, segment.end.y))
-            elif isinstance(segment, svgelements.Close):
-                finish(closed=True)
-            else:
-                if paths[-1].closed:  # drawing goes on from where the last subpath started
-                    paths.append(Subpath(paths[-1].x, paths[-1].y))
-                segments.append(_segment(segment))
-        finish()
-        return paths
-
-    def _numbers(self, text: str, name: str) -> list[float]:
-        numbers = _number_list(text, name)
-        self._count(len(numbers))
-        return numbers
-
     def _count(self, numbers: int) -> None:
         self.num_numbers += numbers
         if self.num_numbers > 2 * self.limits.numbers:  # once as text, once as coordinates
             raise ValueError(f"more than {self.limits.numbers} numbers of paths")
-
-    def _lengths(self, element: ElementTree.Element, names: str) -> list[float]:
-        _, _, width, height = self.view_box
-        across = {"x", "x1", "x2", "cx", "width", "rx"}
-        diagonal = math.hypot(width, height) / math.sqrt(2)
-        return [
-            _length(
-                element.get(name, "0").replace("auto", "0"),
-                diagonal if name == "r" else width if name in across else height,
-            )
-            for name in names.split()
-        ]
-
-
-def _segment(segment: Any) -> Segment:
-    """Returns a segment of svgelements as ours."""
-    import svgelements
-
-    start, end = segment.start, segment.end
-    if isinstance(segment, svgelements.Line):
-        return Line(end.x, end.y)
-    if isinstance(segment, svgelements.CubicBezier):
-        first, second = segment.control1, segment.control2
-        return Cubic(first.x, first.y, second.x, second.y, end.x, end.y)
-    if isinstance(segment, svgelements.QuadraticBezier):
-        (x, y), (x0, y0), (x1, y1) = segment.control, start, end
-        first_x, first_y = x0 + (x - x0) / 1.5, y0 + (y - y0) / 1.5
-        second_x, second_y = x1 + (x - x1) / 1.5, y1 + (y - y1) / 1.5
-        return Cubic(first_x, first_y, second_x, second_y, x1, y1)
-    rx, ry, turn = float(segment.rx), float(segment.ry), float(segment.sweep)
-    if not (rx > 0 and ry > 0) or start == end:
-        return Line(end.x, end.y)
-    rotation = math.degrees(float(segment.get_rotation()))
-    return Arc(rx, ry, rotation, abs(turn) > math.pi, turn > 0, end.x, end.y)
 
 
 def _coordinates(path: Subpath) -> Iterator[float]:
@@ -560,54 +422,3 @@ def _identity(element: ElementTree.Element) -> str:
 
 def _blend_mode(style: css.Style) -> BlendMode:
     return cast(BlendMode, css.choice(style, "mix-blend-mode", BlendMode))
-
-
-def _number_list(text: str, name: str) -> list[float]:
-    if NUMBER.sub("", text).strip(SEPARATORS):
-        raise ValueError(f"{name} {text[:40]!r} is no list of numbers")
-    return [float(match[0]) for match in NUMBER.finditer(text)]
-
-
-def _length(text: str, relative: float) -> float:
-    """Returns a length in user units; a share of `relative` where it is in per cent."""
-    match = LENGTH.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text[:40]!r} is no length in px, pt, pc, mm, cm, in or %")
-    value = float(match[1])
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]!r} is too large")
-    return value * relative / 100 if match[2] == "%" else value * UNITS[match[2] or "px"]
-
-
-def _matrix(text: str) -> Matrix:
-    """Returns the product of a list of transforms."""
-    if text == "none":
-        return IDENTITY
-    import svgelements
-
-    calls = TRANSFORM.findall(text)
-    if TRANSFORM.sub("", text).strip(SEPARATORS) or len(calls) > MAX_TRANSFORMS:
-        raise ValueError(f"transform {text[:40]!r} is no list of up to {MAX_TRANSFORMS} transforms")
-    for name, arguments in calls:
-        numbers = _number_list(arguments.replace("px", "").replace("deg", ""), name)
-        if len(numbers) not in ARGUMENTS.get(name, (1,)):
-            raise ValueError(f"transform {name}({arguments[:40]}): {len(numbers)} numbers")
-    matrix = svgelements.Matrix(text)
-    values = tuple(float(getattr(matrix, letter)) for letter in "abcdef")
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"transform {text[:40]!r} is too large")
-    return cast(Matrix, values)
-
-
-def _product(outer: Matrix, inner: Matrix) -> Matrix:
-    """Returns the transform that applies `inner` first."""
-    a, b, c, d, e, f = outer
-    g, h, i, j, k, m = inner
-    return (
-        a * g + c * h,
-        b * g + d * h,
-        a * i + c * j,
-        b * i + d * j,
-        a * k + c * m + e,
-        b * k + d * m + f,
-    )

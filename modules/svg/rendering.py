@@ -20,7 +20,8 @@ from ...kernels.compositing import (
     on_background,
 )
 from ...kernels.polygon_raster import RasterBackend, coverage
-from .document import Color, Document, Group, Matrix, Shape, fitted, transformed_shape
+from .document import Color, Document, Group, Matrix, Shape
+from .geometry import fitted, transformed_shape
 from .outline import Outline, shape_outlines
 
 TOLERANCE = 0.03  # pixels between a curve and its chords

@@ -24,7 +24,7 @@ from tenfold.modules.svg import (
     without_arcs,
     write_svg,
 )
-from tenfold.modules.svg.document import arc_curves, transformed_subpath
+from tenfold.modules.svg.geometry import arc_curves, transformed_subpath
 
 XMLNS = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
