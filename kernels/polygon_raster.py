@@ -32,8 +32,9 @@ from .backend import check_uncompiled_backend, uses_triton
 RasterBackend = Literal["auto", "reference", "triton"]
 
 MAX_SAMPLES = 16
-# Crossings of a chunk of paths at most: about 100 bytes each in the reference.
-CHUNK = 1 << 22
+# In the reference, of a chunk of paths: crossings at most, of about 100 bytes each; and pixels,
+# whose distances to an edge stay in the cache.
+CHUNK, PIXELS = 1 << 22, 1 << 15
 
 
 def coverage(
@@ -86,8 +87,7 @@ def soft_coverage(
     For a filled path the distance is that to the nearest edge, positive inside: edges that run
     inside of the path, as where contours overlap, count as border too. For a stroked one it is half
     the width minus that distance: joins and caps are round. Distances are exact, those of pixel
-    centers. On a GPU the nearest edges are searched by Triton, and nothing of size H * W * E is
-    ever held: memory is about 80 bytes per pixel and path.
+    centers. Nothing of size H * W * E is ever held, but a few dozen numbers per pixel and path.
 
     Args:
         edges_BLE4: As in `coverage`, like `size`, `count_BL` and `even_odd_BL`.
@@ -289,27 +289,43 @@ def _nearest_edge_reference(
     edges_TE4: Tensor, real_TE: Tensor, table: EdgeTable, H: int, W: int
 ) -> tuple[Tensor, Tensor]:
     """Returns the nearest edge, or -1, and the winding number of each pixel's center: (T, H, W)."""
+    T = len(edges_TE4)
+    edges_TE4 = edges_TE4.masked_fill(~real_TE[..., None], torch.nan)  # never nearer than another
+    edge_THW = torch.empty((T, H, W), dtype=torch.int64, device=edges_TE4.device)
+    step = max(1, PIXELS // (H * W))
+    for start in range(0, T, step):
+        part = slice(start, start + step)
+        edge_THW[part] = _nearest_edges(edges_TE4[part], H, W)
+    return edge_THW, _winding_numbers(table, H, W)
+
+
+def _nearest_edges(edges_TE4: Tensor, H: int, W: int) -> Tensor:
+    """Returns the edge nearest to each pixel's center, or -1, (T, H, W) int32."""
     T, E, _ = edges_TE4.shape
-    y_H1 = torch.arange(H, device=edges_TE4.device)[:, None]
-    x_W = torch.arange(W, device=edges_TE4.device)
+    x_W = torch.arange(W, device=edges_TE4.device) + 0.5
+    y_H1 = torch.arange(H, device=edges_TE4.device)[:, None] + 0.5
+    edge_THW = torch.full((T, H, W), -1, dtype=torch.int32, device=edges_TE4.device)
     best_THW = edges_TE4.new_full((T, H, W), torch.inf)
-    edge_THW = torch.full((T, H, W), -1, device=edges_TE4.device)
-    winding_THW = torch.zeros((T, H, W), dtype=torch.int32, device=edges_TE4.device)
     for e in range(E):
         x0, y0, x1, y1 = edges_TE4[:, e, :, None, None].unbind(1)
         dx, dy = x1 - x0, y1 - y0
-        px, py = (x_W + 0.5) - x0, (y_H1 + 0.5) - y0
+        px_T1W, py_TH1 = x_W - x0, y_H1 - y0
         squared = (dx * dx + dy * dy).clamp(min=torch.finfo(dx.dtype).tiny)
-        t = ((px * dx + py * dy) / squared).clamp(0, 1)
-        distance_THW = (px - t * dx) ** 2 + (py - t * dy) ** 2
-        closer_THW = (distance_THW < best_THW) & real_TE[:, e, None, None]
-        best_THW = torch.where(closer_THW, distance_THW, best_THW)
-        edge_THW.masked_fill_(closer_THW, e)
-        first, last, x, y, slope, up = (column[:, e, None, None] for column in table)
-        crossing = x + ((y_H1 + 0.5) - y) * slope
-        crossed = (y_H1 >= first) & (y_H1 < last) & (x_W >= crossing - 0.5)
-        winding_THW += torch.where(crossed, 2 * up - 1, 0)
-    return edge_THW, winding_THW
+        t_THW = torch.add(px_T1W * dx, py_TH1 * dy).div_(squared).clamp_(0, 1)
+        distance_THW = torch.addcmul(px_T1W, t_THW, dx, value=-1).square_()
+        down_THW = torch.addcmul(py_TH1, t_THW, dy, value=-1)
+        distance_THW.addcmul_(down_THW, down_THW)
+        edge_THW.masked_fill_(distance_THW < best_THW, e)
+        torch.fmin(best_THW, distance_THW, out=best_THW)
+    return edge_THW
+
+
+def _winding_numbers(table: EdgeTable, H: int, W: int) -> Tensor:
+    """Returns the winding number of each pixel's center, (T, H, W) int32."""
+    line_C, column_C, up_C = _crossings(table, H, W)
+    turns_HW = torch.zeros(len(table.x) * H * (W + 1), dtype=torch.int32, device=table.x.device)
+    turns_HW.index_add_(0, line_C * (W + 1) + column_C, (2 * up_C - 1).int())
+    return turns_HW.view(-1, H, W + 1).cumsum(-1, dtype=torch.int32)[..., :W].contiguous()
 
 
 def _distance(edges_BLE4: Tensor, edge_BLHW: Tensor, stroked: Tensor) -> Tensor:
@@ -322,7 +338,9 @@ def _distance(edges_BLE4: Tensor, edge_BLHW: Tensor, stroked: Tensor) -> Tensor:
     """
     B, L, H, W = edge_BLHW.shape
     index = edge_BLHW.clamp(min=0).view(B, L, H * W, 1).expand(-1, -1, -1, 4)
-    x0, y0, x1, y1 = edges_BLE4.gather(2, index).view(B, L, H, W, 4).unbind(-1)
+    nearest = edges_BLE4.gather(2, index).view(B, L, H, W, 4)
+    nearest = torch.where(edge_BLHW[..., None] >= 0, nearest, 0.0)  # without edges, without NaN
+    x0, y0, x1, y1 = nearest.unbind(-1)
     px = torch.arange(W, device=edges_BLE4.device) + 0.5
     py = torch.arange(H, device=edges_BLE4.device)[:, None] + 0.5
     with torch.no_grad():

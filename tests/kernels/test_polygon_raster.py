@@ -115,6 +115,14 @@ def test_edges_beyond_the_count_and_broken_ones_are_absent():
     assert torch.equal(soft, soft_coverage(polygon_edges(SQUARE)[None, None], (8, 9)))
 
 
+def test_a_path_without_edges_is_empty_and_has_no_slope():
+    edges = torch.full((1, 2, 3, 4), math.nan).requires_grad_()
+    for count in (None, torch.tensor([[0, 3]])):
+        soft = soft_coverage(edges, (4, 5), count)
+        assert (soft == 0).all()
+        assert (torch.autograd.grad(soft.sum(), edges)[0] == 0).all()
+
+
 def test_far_away_corners_do_no_harm():
     big = torch.tensor([[-1e30, -1e30], [1e30, -1e30], [1e30, 1e30], [-1e30, 1e30]])
     assert (coverage(polygon_edges(big)[None, None], (5, 6)) == 1).all()
@@ -292,35 +300,19 @@ def test_triton_code_on_a_gpu(run_checks):
 
 
 @pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
-@pytest.mark.parametrize("samples", [0, 4, pytest.param(16, marks=pytest.mark.slow)])
-def test_triton_code_compiles_for_a_gpu(architecture, samples, tmp_path, monkeypatch):
-    """Uses the compiler that Triton brings, which needs no GPU; 0 samples: the nearest edge."""
-    compiler = pytest.importorskip("triton.compiler")
-    backends = pytest.importorskip("triton.backends.compiler")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+@pytest.mark.parametrize("samples", [0, 8, pytest.param(16, marks=pytest.mark.slow)])
+def test_triton_code_compiles_for_a_gpu(architecture, samples, compile_for_gpu):
+    """Coverage with so many samples; 0 stands for the nearest edge."""
     if samples:
         kernel = polygon_raster_triton._coverage_kernel
         constants = polygon_raster_triton.coverage_tile(samples)
     else:
         kernel = polygon_raster_triton._nearest_edge_kernel
-        constants = {
-            "BLOCK_H": polygon_raster_triton.BLOCK_H,
-            "BLOCK_W": polygon_raster_triton.BLOCK_W,
-        }
-    pointers = dict.fromkeys(("edge_ptr", "x_ptr", "y_ptr", "slope_ptr", "out_ptr"), "fp32")
-    pointers |= dict.fromkeys(("first_ptr", "last_ptr", "up_ptr", "winding_ptr"), "i32")
-    pointers |= {"even_odd_ptr": "u8", "real_ptr": "u8", "index_ptr": "i64"}
-    types = dict.fromkeys(kernel.arg_names, "i32")
-    types |= {name: f"*{dtype}" for name, dtype in pointers.items()}
-    source = compiler.ASTSource(
-        kernel,
-        {name: types[name] for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr"),
-        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    binary = compiler.compile(
-        source,
-        target=backends.GPUTarget("cuda", architecture, 32),
-        options={"enable_fp_fusion": False},
-    )
+        tile = (polygon_raster_triton.BLOCK_H, polygon_raster_triton.BLOCK_W)
+        constants = dict(zip(("BLOCK_H", "BLOCK_W"), tile, strict=True))
+    types = dict.fromkeys(("edge_ptr", "x_ptr", "y_ptr", "slope_ptr", "out_ptr"), "*fp32")
+    types |= dict.fromkeys(("first_ptr", "last_ptr", "up_ptr", "winding_ptr"), "*i32")
+    types |= {"even_odd_ptr": "*u8", "real_ptr": "*u8", "index_ptr": "*i64"}
+    binary = compile_for_gpu(kernel, types, constants, architecture, enable_fp_fusion=False)
     assert binary.metadata.shared <= 48 * 1024  # what a program gets without asking for more
     assert "fma.rn.f32" not in binary.asm["ptx"]  # crossings are rounded as in the reference

@@ -17,8 +17,10 @@ def random_layers(mode: str | None, size: tuple[int, int], device: torch.device)
     return [value.to(device) for value in (coverage, color, opacity, numbers)]
 
 
-@pytest.mark.parametrize("mode", [*BLEND_MODES, None])
-@pytest.mark.parametrize("size", [(3, 5), (7, 90)])  # one block of pixels, several
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [*((mode, (3, 5)) for mode in BLEND_MODES), (None, (7, 90))],  # one block of pixels, several
+)
 def test_images(mode, size, device):
     layers = random_layers(mode, size, device)
     alpha = torch.rand(2, 1, *size, device=device).round(decimals=1)
