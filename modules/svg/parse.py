@@ -121,7 +121,9 @@ def parse_svg(
         limits: What is refused as too large.
 
     Returns:
-        The document; without `viewBox` its view box is (0, 0, width, height).
+        The document; without `viewBox` its view box is (0, 0, width, height). How it is fitted into
+        a canvas is not kept: always evenly and centered, as `preserveAspectRatio` has it by
+        default.
 
     Raises:
         SvgError: The file is broken, hostile, too large, or uses what is not supported.
@@ -361,20 +363,21 @@ class _Reader:
             paths = outline(name, element.attrib, self.view_box)
             paths = [path for path in paths if path.segments or path.closed]
             shape = transformed_shape(Shape(tuple(paths), fill, stroke), matrix)
+            stroke = shape.stroke if shape.stroke and shape.stroke.width > 0 else None
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             raise ValueError(f"<{name}>{_identity(element)}: {error}") from error
         drawn = shape.subpaths if self.keep_arcs else tuple(map(cubic_subpath, shape.subpaths))
         numbers = [number for path in drawn for number in _coordinates(path)]
         self._count(len(numbers))
         largest = max(map(abs, numbers), default=0.0)
-        width = shape.stroke.width if shape.stroke else 0.0
+        width = stroke.width if stroke else 0.0
         if not max(largest, width) <= self.limits.coordinate:
             raise ValueError(
                 f"<{name}>{_identity(element)}: coordinates beyond {self.limits.coordinate:g}"
             )
-        if drawn:
+        if drawn and (fill or stroke):
             mode, identity = _blend_mode(style), element.get("id", "")
-            yield Shape(drawn, fill, shape.stroke, opacity, mode, identity)
+            yield Shape(drawn, fill, stroke, opacity, mode, identity)
 
     def _fill(self, style: css.Style) -> Fill | None:
         color, alpha = css.paint(style, "fill")

@@ -10,7 +10,8 @@ from .document import Arc, Box, Cubic, Line, Segment, Subpath
 from .values import length, number_list
 
 SHAPES = {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon"}
-PATH_DATA = re.compile(r"[MmZzLlHhVvCcSsQqTtAa\d\s,.eE+-]*+")
+COMMAND = re.compile(r"([MmZzLlHhVvCcSsQqTtAa])([^MmZzLlHhVvCcSsQqTtAa]*+)")
+NUMBERS_OF = {"M": 2, "L": 2, "H": 1, "V": 1, "C": 6, "S": 4, "Q": 4, "T": 2}
 
 
 def outline(name: str, attributes: Mapping[str, str], view_box: Box) -> list[Subpath]:
@@ -90,10 +91,10 @@ def _rectangle(
 def _path(data: str) -> list[Subpath]:
     import svgelements
 
-    if not PATH_DATA.fullmatch(data):
-        raise ValueError(f"path data {data[:40]!r}: a character that has no place in it")
     if data.strip() and data.lstrip()[0] not in "Mm":
         raise ValueError(f"path data {data[:40]!r}: the first command is no M")
+    for command, arguments in COMMAND.findall(data):
+        _check_arguments(command, arguments)
     try:
         parsed = svgelements.Path(data)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
@@ -118,6 +119,20 @@ def _path(data: str) -> list[Subpath]:
             segments.append(_segment(segment))
     finish()
     return paths
+
+
+def _check_arguments(command: str, arguments: str) -> None:
+    """Refuses what is not the numbers that a command takes, once or several times."""
+    number = len(number_list(arguments, f"path data {command}"))
+    kind = command.upper()
+    if kind == "A":  # its flags may stand together with the number that follows
+        fits = number >= 5
+    elif kind == "Z":
+        fits = number == 0
+    else:
+        fits = number > 0 and number % NUMBERS_OF[kind] == 0
+    if not fits:
+        raise ValueError(f"path data {command}{arguments[:40]}: {number} numbers")
 
 
 def _segment(segment: Any) -> Segment:

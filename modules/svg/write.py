@@ -1,5 +1,6 @@
 """Documents as SVG text that browsers, Inkscape and resvg show alike."""
 
+import math
 from xml.sax.saxutils import quoteattr
 
 from .document import Arc, Color, Cubic, Document, Group, Shape, Subpath
@@ -14,6 +15,9 @@ def write_svg(document: Document, precision: int = 3) -> str:
     Args:
         document: What to write.
         precision: Digits after the point.
+
+    Raises:
+        ValueError: A number is not finite.
     """
     box = " ".join(_number(value, precision) for value in document.view_box)
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">']
@@ -76,6 +80,8 @@ def _written(attributes: dict[str, str]) -> str:
 
 
 def _number(value: float, precision: int) -> str:
+    if not math.isfinite(value):
+        raise ValueError(f"svg: {value} is no number that a file can hold")
     text = f"{float(value):.{precision}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
