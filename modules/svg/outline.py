@@ -15,8 +15,9 @@ from .document import Cubic, Shape, Stroke, Subpath
 from .geometry import cubic_subpath
 
 Points = NDArray[np.float64]  # (n, 2)
-MAX_CHORDS = 200  # of one curve, however large
 Edges = NDArray[np.float64]  # (n, 4): x and y of the start, x and y of the end
+MAX_CHORDS = 200  # of one curve, however large
+SAME = 1e-6  # pixels between points that differ by rounding: a chord needs a direction
 
 
 class Outline(NamedTuple):
@@ -37,8 +38,8 @@ def flattened(subpath: Subpath, tolerance: float) -> tuple[Points, NDArray[np.bo
     Points that repeat the one before are left out. A closed subpath does not repeat its start.
 
     Args:
-        subpath: Its arcs are cut as the curves that approximate them.
-        tolerance: Largest distance of a curve from its chords, in the units of the subpath.
+        subpath: In pixels. Its arcs are cut as the curves that approximate them.
+        tolerance: Largest distance of a curve from its chords.
     """
     parts: list[Points] = [np.array([[subpath.x, subpath.y]])]
     corner = [True]
@@ -52,9 +53,9 @@ def flattened(subpath: Subpath, tolerance: float) -> tuple[Points, NDArray[np.bo
         parts.append(points)
         corner += [False] * (len(points) - 1) + [True]
     points, corners = np.concatenate(parts), np.array(corner)
-    differs = np.append(True, (points[1:] != points[:-1]).any(axis=1))
+    differs = np.append(True, (np.abs(np.diff(points, axis=0)) > SAME).any(axis=1))
     points, corners = points[differs], corners[differs]
-    if subpath.closed and len(points) > 1 and (points[0] == points[-1]).all():
+    if subpath.closed and len(points) > 1 and np.abs(points[0] - points[-1]).max() <= SAME:
         points, corners = points[:-1], corners[:-1]
     return points, corners
 
@@ -89,12 +90,8 @@ def _subpath_stroke(subpath: Subpath, stroke: Stroke, tolerance: float) -> Edges
     edges = [_pieces(np.stack((starts - side, ends - side, ends + side, starts + side), axis=1))]
     # Of the two normals at a join, those on the outer side.
     before, after = (np.roll(side, 1, axis=0), side) if subpath.closed else (side[:-1], side[1:])
-    turn = np.arctan2(
-        before[:, 0] * after[:, 1]
-        - before[:, 1] * after[:, 0]
-        + 0.0,  # + 0.0: never -0, as in U-turns
-        (before * after).sum(axis=1),
-    )
+    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
+    turn = np.arctan2(cross + 0.0, (before * after).sum(axis=1))  # half a turn is never negative
     outer = np.where(turn < 0, 1.0, -1.0)[:, None]
     before, after = outer * before, outer * after
     edges.append(_pieces(np.stack((middles, middles + before, middles + after), axis=1)))

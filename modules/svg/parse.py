@@ -5,7 +5,7 @@ file, transforms, presentation attributes, `style`, style sheets of simple selec
 opacity and the separable blend modes. Everything else that would change the picture - gradients,
 masks, filters, text, images, dashes, markers, animation - is refused and not skipped, so that
 a document shows what its file shows. What does not (metadata, titles, unused definitions, elements
-of editors' own namespaces) is skipped.
+of editors' own namespaces) is skipped. What a symbol draws outside of its view box is not cut off.
 
 Files are not trusted: entities, scripts, event handlers and references to anything outside of the
 file are refused; nothing is ever fetched, and `Limits` bound time and memory.
@@ -211,6 +211,7 @@ class _Reader:
     def document(self) -> Document:
         self.view_box = self._view_box()
         style = self._style(self.root, self.initial)
+        self._refuse_clip(style, "svg", IDENTITY)
         children = tuple(self._children(self.root, style, IDENTITY))
         return Document(self.view_box, self._grouped(children, style, ""))
 
@@ -250,15 +251,17 @@ class _Reader:
         """Returns the computed style of an element; refuses what would be drawn otherwise."""
         name = _local(element.tag)
         style = self.sheet.computed(name, element.attrib, inherited)
-        if not self._is_no_clip(style["clip-path"]):
-            _refuse_others(style, name, "clip-path")
         _refuse_others(style, name, "mask filter animation")
         if style["transform"] != "none":
             _refuse_others(style, name, "transform-origin")
         return style
 
-    def _is_no_clip(self, value: str) -> bool:
-        """Whether a clip path is the whole view box, as design tools write it around everything."""
+    def _refuse_clip(self, style: css.Style, name: str, matrix: Matrix) -> None:
+        """Refuses a clip path, but the whole view box, which design tools put around everything."""
+        if matrix != IDENTITY or not self._is_view_box(style["clip-path"]):
+            _refuse_others(style, name, "clip-path")
+
+    def _is_view_box(self, value: str) -> bool:
         match = re.fullmatch(r"url\(\s*[\"']?#(.*?)[\"']?\s*\)", value)
         clip = self.by_id.get(match[1]) if match else None
         if clip is None or _local(clip.tag) != "clipPath" or len(clip) != 1:
@@ -289,6 +292,7 @@ class _Reader:
             raise ValueError(f"<use> inside each other, {self.limits.depth} deep and more")
         style = self._style(element, inherited)
         matrix = product(matrix, transform(style["transform"]))
+        self._refuse_clip(style, name, matrix)
         if style["display"] == "none":
             pass
         elif name in SHAPES:
@@ -336,6 +340,7 @@ class _Reader:
                 if "width" not in element.attrib or "height" not in element.attrib:
                     width, height = self.view_box[2:]
                 matrix = product(matrix, fitted(cast(Box, tuple(values)), width, height))
+            self._refuse_clip(style, name, matrix)
             children = tuple(self._children(target, style, matrix))
             yield from self._grouped(children, style, target.get("id", ""))
         elif name and name not in NEVER_DRAWN:

@@ -201,6 +201,8 @@ def test_a_clip_path_around_everything_is_none():
     assert len(shapes(clip)) == 1
     with pytest.raises(SvgError, match="clip-path is not supported"):
         shapes(clip.replace('width="24"', 'width="23"'))
+    with pytest.raises(SvgError, match="clip-path is not supported"):
+        shapes(clip.replace("<g ", '<g transform="scale(.5)" '))
 
 
 def test_bytes_in_the_encoding_that_they_declare():

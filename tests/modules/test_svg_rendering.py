@@ -181,6 +181,17 @@ def test_a_batch_is_its_documents_one_by_one():
     assert render([], (20, 24)).shape == (0, 3, 20, 24)
 
 
+def test_what_rounding_left_open_is_no_corner():
+    """A closing line of 1e-13 units has no direction that a join could follow."""
+    stroke = Stroke(width=6.0, miter_limit=30.0)
+    images = []
+    for shift in (0.0, 1e-13):
+        corners = (Line(50, 20), Line(32, 50), Line(14 + shift, 20 - shift))
+        shape = Shape((Subpath(14, 20, corners, closed=True),), None, stroke)
+        images.append(render([Document(BOX, (shape,))], SIZE))
+    assert torch.equal(*images)
+
+
 def test_wide_strokes_of_small_documents_stay_smooth():
     """A circle as a thick stroke is a ring, whatever the scale."""
     circle = '<circle cx="1" cy="1" r=".5" fill="none" stroke="#000" stroke-width=".6"/>'
