@@ -44,6 +44,8 @@ BlendMode = Literal[
 BLEND_MODES: tuple[BlendMode, ...] = get_args(BlendMode)  # by number
 CompositingBackend = Literal["auto", "reference", "triton"]
 
+PIXELS = 1 << 16  # of the images that the reference works on at a time: they stay in the cache
+
 
 def composite_layers(
     coverage_BLHW: Tensor,
@@ -309,6 +311,24 @@ def _composite_reference(
     prefixes: bool,
 ) -> Tensor:
     """Returns (B, L, 4, H, W) if prefixes are asked for, else (B, 1, 4, H, W)."""
+    B, L, H, W = coverage.shape
+    images = coverage.new_empty((B, L if prefixes else 1, 4, H, W))
+    step = max(1, PIXELS // max(1, H * W))
+    for start in range(0, B, step):
+        part = slice(start, start + step)
+        layers = (None if each is None else each[part] for each in (opacity, mode, backdrop))
+        images[part] = _composite_chunk(coverage[part], color[part], *layers, prefixes)
+    return images
+
+
+def _composite_chunk(
+    coverage: Tensor,
+    color: Tensor,
+    opacity: Tensor | None,
+    mode: Tensor | None,
+    backdrop: Tensor | None,
+    prefixes: bool,
+) -> Tensor:
     B, L, H, W = coverage.shape
     image = coverage.new_zeros((B, 4, H, W)) if backdrop is None else backdrop
     images = []

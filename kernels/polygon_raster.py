@@ -32,9 +32,9 @@ from .backend import check_uncompiled_backend, uses_triton
 RasterBackend = Literal["auto", "reference", "triton"]
 
 MAX_SAMPLES = 16
-# In the reference, of a chunk of paths: crossings at most, of about 100 bytes each; and pixels,
-# whose distances to an edge stay in the cache.
-CHUNK, PIXELS = 1 << 22, 1 << 15
+# What the reference works on at a time, so that it stays in the cache: crossings, at the very most,
+# and pixels whose distances to an edge are computed.
+CHUNK, PIXELS = 1 << 20, 1 << 15
 
 
 def coverage(
