@@ -316,8 +316,14 @@ def _composite_reference(
     step = max(1, PIXELS // max(1, H * W))
     for start in range(0, B, step):
         part = slice(start, start + step)
-        layers = (None if each is None else each[part] for each in (opacity, mode, backdrop))
-        images[part] = _composite_chunk(coverage[part], color[part], *layers, prefixes)
+        images[part] = _composite_chunk(
+            coverage[part],
+            color[part],
+            None if opacity is None else opacity[part],
+            None if mode is None else mode[part],
+            None if backdrop is None else backdrop[part],
+            prefixes,
+        )
     return images
 
 
