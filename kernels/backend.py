@@ -44,6 +44,20 @@ def check_backend(backend: str) -> None:
         raise ValueError("backend: compile needs a C++ compiler (g++); use auto or reference")
 
 
+def check_uncompiled_backend(backend: str, subject: str) -> None:
+    """Refuses what `check_backend` does, and "compile".
+
+    Raises:
+        ValueError: The name is unknown, not offered for this subject, or Triton is missing.
+    """
+    if backend == "compile":
+        raise ValueError(
+            f"backend: compile is not offered for {subject}, where it hardly gains; use auto,"
+            " reference or triton"
+        )
+    check_backend(backend)
+
+
 def uses_triton(x: Tensor, backend: str) -> bool:
     """Whether Triton runs on this tensor: on CUDA devices, unless another backend is asked for.
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from . import point_ops_triton
-from .backend import check_backend, uses_triton
+from .backend import check_uncompiled_backend, uses_triton
 
 PointBackend = Literal["auto", "reference", "triton"]
 
@@ -63,7 +63,7 @@ def knn(
     Raises:
         ValueError: A dtype, shape or device does not fit, k < 1, or the backend is not available.
     """
-    _check_backend(backend)
+    check_uncompiled_backend(backend, "points")
     _check_points("points", points_BNC)
     if queries_BMC is not None:
         _check_like("queries", queries_BMC, points_BNC)
@@ -99,7 +99,7 @@ def farthest_point_sample(
         ValueError: A dtype, shape or device does not fit, num_samples < 1, a start is no index of
             a point, or the backend is not available.
     """
-    _check_backend(backend)
+    check_uncompiled_backend(backend, "points")
     _check_points("points", points_BN3, channels=3)
     _check_mask(mask_BN, points_BN3)
     _check_count("num_samples", num_samples)
@@ -135,7 +135,7 @@ def ball_query(
         ValueError: A dtype, shape or device does not fit, the radius or k is not positive, or the
             backend is not available.
     """
-    _check_backend(backend)
+    check_uncompiled_backend(backend, "points")
     _check_points("points", points_BN3, channels=3)
     _check_like("centers", centers_BM3, points_BN3)
     _check_mask(mask_BN, points_BN3)
@@ -170,15 +170,6 @@ def gather_points(x_BNC: Tensor, index_BMK: Tensor) -> Tensor:
         )
     cloud_B = torch.arange(len(x_BNC), device=x_BNC.device)
     return x_BNC[cloud_B.view(-1, *(1,) * (index_BMK.dim() - 1)), index_BMK]
-
-
-def _check_backend(backend: str) -> None:
-    if backend == "compile":
-        raise ValueError(
-            "backend: compile is not offered for points, where it hardly gains; use auto, reference"
-            " or triton"
-        )
-    check_backend(backend)
 
 
 def _check_points(name: str, points: Tensor, channels: int | None = None) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -53,5 +54,27 @@ def run_checks(tmp_path: Path) -> Callable[[str, bool], int]:
             )
         suite = ElementTree.parse(report).getroot()[0]
         return int(suite.get("tests", 0)) - int(suite.get("skipped", 0))
+
+    return run
+
+
+@pytest.fixture
+def compile_for_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Compiles a Triton kernel for a GPU that is not there, by the compiler that Triton brings."""
+    compiler = pytest.importorskip("triton.compiler")
+    backends = pytest.importorskip("triton.backends.compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def run(
+        kernel: Any, types: dict[str, str], constants: dict[str, Any], architecture: int, **options
+    ) -> Any:
+        signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+        source = compiler.ASTSource(
+            kernel,
+            signature | dict.fromkeys(constants, "constexpr"),
+            {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        )
+        target = backends.GPUTarget("cuda", architecture, 32)
+        return compiler.compile(source, target=target, options=options)
 
     return run

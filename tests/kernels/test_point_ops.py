@@ -361,11 +361,7 @@ def test_triton_code_on_a_gpu(run_checks):
 
 @pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.parametrize("operation", ["knn", "fps", "fps_blocks", "ball_query"])
-def test_triton_code_compiles_for_a_gpu(architecture, operation, tmp_path, monkeypatch):
-    """Uses the compiler that Triton brings, which needs no GPU."""
-    compiler = pytest.importorskip("triton.compiler")
-    backends = pytest.importorskip("triton.backends.compiler")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_triton_code_compiles_for_a_gpu(architecture, operation, compile_for_gpu):
     tile = {"BLOCK_M": point_ops_triton.BLOCK_M, "BLOCK_N": point_ops_triton.BLOCK_N}
     num_warps = 4
     if operation == "knn":
@@ -377,19 +373,10 @@ def test_triton_code_compiles_for_a_gpu(architecture, operation, tmp_path, monke
         num_points = 65536 if operation == "fps_blocks" else point_ops_triton.MAX_CLOUD
         kernel, block, num_warps = point_ops_triton.fps_plan(num_points)
         constants = {"BLOCK_N": block}
-    pointers = {"query_ptr": "fp32", "point_ptr": "fp32", "distance_ptr": "fp32"}
-    pointers |= {"valid_ptr": "u8", "start_ptr": "i64", "index_ptr": "i64"}
-    types = dict.fromkeys(kernel.arg_names, "i32") | {"limit": "fp32"}
-    types |= {name: f"*{dtype}" for name, dtype in pointers.items()}
-    source = compiler.ASTSource(
-        kernel,
-        {name: types[name] for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr"),
-        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    binary = compiler.compile(
-        source,
-        target=backends.GPUTarget("cuda", architecture, 32),
-        options={"num_warps": num_warps, "enable_fp_fusion": False},
+    types = dict.fromkeys(("query_ptr", "point_ptr", "distance_ptr"), "*fp32") | {"limit": "fp32"}
+    types |= {"valid_ptr": "*u8", "start_ptr": "*i64", "index_ptr": "*i64"}
+    binary = compile_for_gpu(
+        kernel, types, constants, architecture, num_warps=num_warps, enable_fp_fusion=False
     )
     assert binary.metadata.shared <= 48 * 1024  # what a program gets without asking for more
     assert "fma.rn.f32" not in binary.asm["ptx"]  # distances are rounded as in the reference
