@@ -25,6 +25,7 @@ from .export import export
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .scenes import scenes
 from .study import study
 from .submit import submit
 
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "anneal-predict": anneal_predict,
     "export": export,
     "corrupt": corrupt,
+    "scenes": scenes,
 }
 
 

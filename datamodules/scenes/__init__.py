@@ -1,7 +1,7 @@
 """Scenes that are made, not collected: objects, relations, questions, captions, causes, effects.
 
-One mechanism (`scene`) draws them; `ObjectScenes` asks about digits and shapes (TinyPOPE, captions),
-`CauseEffectScenes` has before and after (MuCR); `files` writes them as the benchmarks do.
+One mechanism (`scene`) draws them. `ObjectScenes` asks about digits (TinyPOPE) and about shapes
+(captions), `CauseEffectScenes` has before and after (MuCR); `files` writes what benchmarks read.
 """
 
 import hashlib

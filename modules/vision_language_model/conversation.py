@@ -15,6 +15,7 @@ IGNORED = -100
 MAX_CACHED_TEXTS = 65536
 Images = Tensor | Sequence[Sequence[Any]]
 
+
 class Encoded(NamedTuple):
     """A batch for the network.
 
@@ -101,8 +102,9 @@ class Conversations:
         self, images: Images, prompts: list[str], device: torch.device | str
     ) -> dict[str, Tensor]:
         """Runs the processor on the first question of each conversation with its images."""
-        nested = [list(shown) for shown in images]
-        scaled = isinstance(nested[0][0], Tensor) and nested[0][0].is_floating_point()
+        scaled = _is_float(images[0][0])
+        # In single precision, whatever that of the network: resizing is.
+        nested = [[x.float() if _is_float(x) else x for x in shown] for shown in images]
         has_bos = bool(self.tokenizer.bos_token) and prompts[0].startswith(self.tokenizer.bos_token)
         try:
             encoded = self.processor(
@@ -137,10 +139,8 @@ class Conversations:
                 labels += piece if number % 2 == 0 else [IGNORED] * len(piece)
             tails.append((ids, labels))
         total = max(n + len(ids) for n, (ids, _) in zip(lengths, tails, strict=True))
-        fills = {name: 0 for name in per_token} | {"input_ids": pad_id}
-        joined = {
-            name: prompt_BL.new_full((len(rests), total), fills[name]) for name in per_token
-        }
+        fills = dict.fromkeys(per_token, 0) | {"input_ids": pad_id}
+        joined = {name: prompt_BL.new_full((len(rests), total), fills[name]) for name in per_token}
         labels_BL = torch.full((len(rests), total), IGNORED)
         for row, (length, (ids, labels)) in enumerate(zip(lengths, tails, strict=True)):
             size = length + len(ids)
@@ -223,9 +223,15 @@ class Conversations:
         vocabulary = self.tokenizer.get_vocab()
         backend = self.tokenizer.backend_tokenizer
         for text in texts:
-            normalized = backend.normalizer.normalize_str(text)
-            for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized):
-                if word not in vocabulary and not any(c in word for c in "<>|"):
+            words = backend.normalizer.normalize_str(text)
+            for token in self.tokenizer.all_special_tokens:
+                words = words.replace(token, " ")
+            for word, _ in backend.pre_tokenizer.pre_tokenize_str(words):
+                if word not in vocabulary:
                     raise ValueError(
                         f"{word!r} in {text!r} is not in model.init_args.vocabulary; add it"
                     )
+
+
+def _is_float(image: Any) -> bool:
+    return isinstance(image, Tensor) and image.is_floating_point()

@@ -7,7 +7,7 @@ objects, T dense tasks, D width of the language model, F image features in all.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +131,7 @@ class VisionLanguageModel(LightningModule):
         self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
         check_keys("generation", self.generation, vars(GenerationConfig()))  # type: ignore[no-untyped-call]
         if config is None:
-            self.conversations = Conversations(load_processor(processor or cast(str, pretrained)))
+            self.conversations = Conversations(load_processor(processor or str(pretrained)))
         else:
             self.config, self.conversations = from_settings(
                 config, processor, vocabulary, image_size
@@ -199,8 +199,19 @@ class VisionLanguageModel(LightningModule):
 
     def encode(self, batch: Mapping[str, Any]) -> Encoded:
         """Turns a batch into what the network takes, and labels (B, L), -100 outside of answers."""
-        answers = batch["answers"]
-        return self.conversations.encode(batch["images"], batch["questions"], answers, self.device)
+        return self._encode(batch["images"], batch["questions"], batch["answers"])
+
+    def _encode(
+        self,
+        images: Images,
+        questions: Sequence[Sequence[str]],
+        answers: Sequence[Sequence[str]] | None,
+    ) -> Encoded:
+        """Encodes conversations for the network, in its precision."""
+        inputs, labels = self.conversations.encode(images, questions, answers, self.device)
+        dtype = self.network.dtype
+        cast = {n: x.to(dtype) if x.is_floating_point() else x for n, x in inputs.items()}
+        return Encoded(cast, labels)
 
     def loss(self, batch: Mapping[str, Any], phase: Phase | None = None) -> Tensor:
         """Returns what training minimises in a phase; None: in the present one.
@@ -406,7 +417,7 @@ class VisionLanguageModel(LightningModule):
             answers: For each the answers to all but the last; None: there is one question.
             **generation: Arguments of transformers' `generate`, which win over the module's.
         """
-        inputs, _ = self.conversations.encode(images, questions, answers, self.device)
+        inputs, _ = self._encode(images, questions, answers)
         settings = {**self.generation, **generation}
         with self._evaluating(), torch.compiler.set_stance("force_eager"):
             outputs = self.network.generate(**inputs, **settings)  # type: ignore[operator]
@@ -421,7 +432,7 @@ class VisionLanguageModel(LightningModule):
         with self._evaluating():
             for option in options:
                 answers = [[option]] * len(questions)
-                inputs, labels = self.conversations.encode(images, questions, answers, self.device)
+                inputs, labels = self._encode(images, questions, answers)
                 columns.append(-_cross_entropy(self(inputs).logits, labels).sum(dim=1))
         return torch.stack(columns, dim=1)
 

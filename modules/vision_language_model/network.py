@@ -120,7 +120,7 @@ def with_features(
 
     So images are encoded once and used often, or changed on the way. The features are put into the
     token embeddings here, which works in every version of transformers (5.23 and later could take
-    them as `mm_encoder_outputs`). Token ids stay for models that derive positions from them.
+    them as `mm_encoder_outputs`); positions that a model derives from token ids are added.
 
     Args:
         network: The model.
@@ -140,4 +140,14 @@ def with_features(
     embeddings_BLD = embeddings_BLD.masked_scatter(
         places_BL[..., None], features_FD.to(embeddings_BLD.dtype)
     )
-    return kept | {"inputs_embeds": embeddings_BLD}
+    return {**kept, **_positions(network, inputs), "inputs_embeds": embeddings_BLD}
+
+
+def _positions(network: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns `position_ids` of models that derive them from token ids (Qwen's M-RoPE)."""
+    derive = getattr(network.base_model, "get_rope_index", None)
+    if derive is None or "position_ids" in inputs:
+        return {}
+    known = inspect.signature(derive).parameters
+    positions, _ = derive(**{name: value for name, value in inputs.items() if name in known})
+    return {"position_ids": positions}
