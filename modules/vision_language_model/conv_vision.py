@@ -72,27 +72,27 @@ class ConvVisionModel(PreTrainedModel):
             in_channels = out_channels
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 3, padding=1))
         num_patches = (config.image_size // patch) ** 2
-        self.position_embedding = nn.Parameter(torch.zeros(num_patches, width))
+        self.position_embedding = nn.Embedding(num_patches, width)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, **kwargs: object) -> BaseModelOutputWithPooling:
         """Returns the features as `last_hidden_state` and as the only one of `hidden_states`."""
-        features_NPC = self.layers(pixel_values).flatten(2).mT + self.position_embedding
+        features_NPC = self.layers(pixel_values).flatten(2).mT + self.position_embedding.weight
         return BaseModelOutputWithPooling(
             last_hidden_state=features_NPC, hidden_states=(features_NPC,)
         )
 
     def no_weight_decay(self) -> set[str]:
         """Names what weight decay spares."""
-        return {"position_embedding"}
+        return {"position_embedding.weight"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation: transformers' normal(0, 0.02) is for widths of thousands.
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             module.reset_parameters()
-        elif module is self:
-            nn.init.normal_(self.position_embedding, std=0.2)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.2)
 
 
 def register_conv_vision() -> None:

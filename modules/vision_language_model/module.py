@@ -27,7 +27,7 @@ from .conversation import IGNORED, Conversations, Encoded, Images
 from .dense import PatchHead
 from .figures import accuracy_figure, answers_figure
 from .metrics import AnswerAccuracy
-from .network import add_lora, build_network, image_features, load_network
+from .network import add_lora, build_network, image_features, load_network, save_lora
 from .phases import Phase, check_phases, phase_at
 from .processors import from_settings, load_processor
 
@@ -302,7 +302,9 @@ class VisionLanguageModel(LightningModule):
 
     # Evaluation
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Adds one batch to the validation metrics."""
         self._evaluate(batch, self.val_accuracy)
 
@@ -321,7 +323,9 @@ class VisionLanguageModel(LightningModule):
         """Forgets the examples of validation."""
         self._examples = []
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def test_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
         """Adds one batch to the test metrics; returns a record for each question."""
         correct_B, nats_B, num_tokens_B = self._evaluate(batch, self.test_accuracy)
         scenes = batch.get("scene", batch["index"]).tolist()
@@ -389,7 +393,9 @@ class VisionLanguageModel(LightningModule):
         metric.reset()
         return values
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
         """Answers the first question of each conversation; returns a record for each."""
         asked = [questions[:1] for questions in batch["questions"]]
         answers = self.generate(batch["images"], asked)
@@ -449,8 +455,14 @@ class VisionLanguageModel(LightningModule):
     # What a run leaves behind
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes network and processor so that transformers loads them from the folder."""
-        self.network.save_pretrained(folder)
+        """Writes network and processor so that transformers loads them from the folder.
+
+        With `lora` the adapters alone, so that peft does.
+        """
+        if self.lora is None:
+            self.network.save_pretrained(folder)
+        else:
+            save_lora(self.network, folder)
         self.conversations.processor.save_pretrained(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,17 +5,21 @@ Shapes: B batch, L sequence length, D width of the language model, F image featu
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from ..causal_lm import check_keys, check_settings, make_config, pretrained_network, random_network
+from ..files import atomic_path
 from .conv_vision import register_conv_vision
 
 PARTS = ("text_config", "vision_config")
+LANGUAGE_LAYERS = r".*(language|text)_model\..*_proj"
 
 
 def build_config(settings: Mapping[str, Any], token_ids: Mapping[str, int]) -> PreTrainedConfig:
@@ -72,10 +76,8 @@ def load_network(source: str) -> PreTrainedModel:
 def add_lora(network: PreTrainedModel, settings: Mapping[str, Any]) -> None:
     """Puts LoRA adapters into a network, in place, and freezes all other weights.
 
-    `network.save_pretrained(folder)` then writes the adapters alone.
-
     Args:
-        network: Gets the adapters.
+        network: Gets the adapters; its class and the names of its own weights' modules stay.
         settings: Arguments of peft's `LoraConfig`. Without `target_modules`: all linear layers of
             the language model.
 
@@ -83,17 +85,27 @@ def add_lora(network: PreTrainedModel, settings: Mapping[str, Any]) -> None:
         ValueError: If peft is missing, or refuses the settings.
     """
     try:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError(
-            "lora: needs peft: pip install 'tenfold[vision-language]' (or pip install peft)"
-        ) from error
+        raise ValueError("lora: peft is missing: pip install 'tenfold[vision]'") from error
     check_keys("lora", settings, inspect.signature(LoraConfig).parameters)
-    linear = r".*language_model\..*(q|k|v|o|gate|up|down)_proj|.*text_model\..*_proj"
     try:
-        network.add_adapter(LoraConfig(**({"target_modules": linear} | dict(settings))))
+        config = LoraConfig(**({"target_modules": LANGUAGE_LAYERS} | dict(settings)))
+        inject_adapter_in_model(config, network)
     except (TypeError, ValueError) as error:
         raise ValueError(f"lora: {' '.join(str(error).split())}") from error
+
+
+def save_lora(network: PreTrainedModel, folder: str | Path) -> None:
+    """Writes the adapters of `add_lora` as peft does, for `PeftModel.from_pretrained`."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(network)
+    config = network.peft_config["default"]  # type: ignore[index] # set by peft
+    prefixed = {f"base_model.model.{name}": w.contiguous() for name, w in weights.items()}
+    with atomic_path(Path(folder) / "adapter_model.safetensors") as temporary:
+        save_file(prefixed, temporary, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
 
 
 def image_features(network: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
