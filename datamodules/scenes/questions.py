@@ -99,7 +99,7 @@ def where(scene: Scene, item: SceneObject) -> str:
 
 def with_article(noun: str) -> str:
     """Puts "a" or "an" before a word: a 7, an 8, an orange."""
-    return f"an {noun}" if noun[0].lower() in "aeio8" else f"a {noun}"
+    return f"an {noun}" if noun[0].lower() in "aeiou8" else f"a {noun}"
 
 
 def yes_no(truth: bool) -> str:

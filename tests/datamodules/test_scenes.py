@@ -26,7 +26,7 @@ def overlap(one, two):
 # Scenes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(["digits", "shapes"]),
     st.integers(16, 130),
@@ -92,22 +92,16 @@ def test_no_handwriting_is_in_two_splits():
 
 
 def test_skewed_scenes_are_skewed_and_paired():
-    scenes = ObjectScenes(pairing=0.4)
-    made = [[item.kind for item in scenes.scene("train", i).objects] for i in range(1500)]
-    firsts = np.array([kinds[0] == "0" for kinds in made])
-    expected = 1 / sum(1 / (rank + 1) for rank in range(10))
-    assert firsts.mean() == pytest.approx(expected, abs=0.05)
-    paired = np.mean([str((int(kinds[0]) + 1) % 10) == kinds[1] for kinds in made])
-    chance = np.mean(
-        [
-            str((int(k[0]) + 1) % 10) == k[1]
-            for k in (
-                [item.kind for item in ObjectScenes(pairing=0).scene("train", i).objects]
-                for i in range(1500)
-            )
-        ]
-    )
-    assert paired == pytest.approx(0.4 + 0.6 * chance, abs=0.06)
+    def share(pairing, holds):
+        scenes = ObjectScenes(pairing=pairing, num_objects=(3, 3))
+        made = [[o.kind for o in scenes.scene("train", i).objects] for i in range(700)]
+        return np.mean([holds(int(kinds[0]), int(kinds[1])) for kinds in made])
+
+    weights = 1 / np.arange(1, 11)
+    assert share(0.4, lambda a, b: a == 0) == pytest.approx(1 / weights.sum(), abs=0.06)
+    by_chance = share(0.0, lambda a, b: b == (a + 1) % 10)
+    paired = share(0.4, lambda a, b: b == (a + 1) % 10)
+    assert paired == pytest.approx(0.4 + 0.6 * by_chance, abs=0.08)
 
 
 def test_every_free_position_is_equally_likely():
@@ -125,7 +119,7 @@ def test_every_free_position_is_equally_likely():
 # Questions
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(["digits", "shapes"]), st.integers(0, 10**6))
 def test_answers_are_true(objects, index):
     scenes = ObjectScenes(objects, questions=QUESTION_KINDS)
@@ -137,9 +131,8 @@ def test_answers_are_true(objects, index):
         question = ask(scene, kind, rng, scenes.noun, scenes.kinds)
         words = question.text.rstrip("?.").split()
         answer = question.answer
-        assert set(
-            (question.text + " " + answer).lower().replace("?", " ?").replace(".", " .").split()
-        ) <= set(scenes.vocabulary)  # noqa: E501
+        spaced = f"{question.text} {answer}".lower().replace("?", " ?").replace(".", " .")
+        assert set(spaced.split()) <= set(scenes.vocabulary)
         if kind == "what":
             assert by_colour[words[3]].kind == answer
         elif kind == "colour":
@@ -153,7 +146,7 @@ def test_answers_are_true(objects, index):
             axis = int(kind == "above")
             assert (first.centre[axis] < second.centre[axis]) == (answer == "yes")
         elif kind == "where":
-            x, y = by_colour[words[3 - 1]].centre
+            x, y = by_colour[words[3]].centre
             assert ("left" in answer) == (x < scene.canvas / 2)
             assert ("top" in answer) == (y < scene.canvas / 2)
         elif kind == "count":
@@ -164,11 +157,11 @@ def test_answers_are_true(objects, index):
 
 def test_yes_and_no_are_even_and_each_kind_is_asked_once_in_evaluation():
     scenes = ObjectScenes(questions=["is", "exists", "what", "is"])
-    asked = [scenes.example("val", i).questions for i in range(900)]
+    asked = [scenes.example("val", i).questions for i in range(600)]
     assert [q.kind for (q,) in asked[:6]] == ["is", "exists", "what"] * 2
     for kind in ("is", "exists"):
         answers = [q.answer == "yes" for (q,) in asked if q.kind == kind]
-        assert np.mean(answers) == pytest.approx(0.5, abs=0.09)
+        assert np.mean(answers) == pytest.approx(0.5, abs=0.12)
     train = [q.kind for i in range(200) for q in scenes.example("train", i).questions]
     assert len(train) == 1200
     assert train.count("is") / 1200 == pytest.approx(0.5, abs=0.05)  # named twice
@@ -260,15 +253,16 @@ def test_the_right_effect_is_found_by_its_colours_and_is_anywhere():
     """A program that compares the background of the cause with those of the effects."""
     scenes = CauseEffectScenes(canvas=32)
     found, letters = [], []
-    for index in range(160):
+    for index in range(120):
         example = scenes.example("test", index)
         corners = example.images[:, :, -3:, -3:].mean(axis=(2, 3))
+        corners /= corners.sum(axis=1, keepdims=True)  # whatever the light
         distances = np.abs(corners[1:] - corners[:1]).sum(axis=1)
         found.append("ABCD"[int(distances.argmin())] == example.questions[0].answer)
         letters.append(example.questions[0].answer)
     assert np.mean(found) > 0.6  # siblings may share a background; chance is 0.25
     counts = [letters.count(letter) for letter in "ABCD"]
-    assert min(counts) > 20
+    assert min(counts) > 12
 
 
 def test_statements_are_complete():
@@ -276,9 +270,10 @@ def test_statements_are_complete():
     for statement in STATEMENTS:
         assert len({statement.cue, *statement.false_cues}) == 4
         assert statement.cause.count("{}") == statement.effect.count("{}") == 1
-    shares = [CauseEffectScenes().group("train", i)[0].category for i in range(600)]
+    scenes = CauseEffectScenes()
+    shares = [scenes.group("train", i)[0].category for i in range(400)]
     for category, share in CATEGORIES.items():
-        assert shares.count(category) / 600 == pytest.approx(share, abs=0.07)
+        assert shares.count(category) / 400 == pytest.approx(share, abs=0.08)
 
 
 # Batches

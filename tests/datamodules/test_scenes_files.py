@@ -29,7 +29,7 @@ names = st.sampled_from([f"kind{i}" for i in range(9)])
 some_annotations = st.lists(st.lists(names, max_size=5), min_size=1, max_size=8)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some_annotations, st.sampled_from(NEGATIVES))
 def test_pope_asks_in_turn_for_what_is_there_and_what_is_not(kinds, negatives):
     everything = [f"kind{i}" for i in range(9)]
@@ -61,17 +61,17 @@ def test_pope_asks_in_turn_for_what_is_there_and_what_is_not(kinds, negatives):
 
 
 def test_pope_needs_absent_kinds():
-    with pytest.raises(ValueError, match="a.png: only 0 kinds of the data set are not in it"):
+    with pytest.raises(ValueError, match=r"a\.png: only 0 kinds of the data set are not in it"):
         pope_questions([("a.png", ["x", "y", "z"])], "random")
 
 
 def test_pope_files_have_the_format_of_the_benchmark(tmp_path):
     scenes = ObjectScenes()
-    paths = write_pope(scenes, tmp_path, num_images=20)
+    paths = write_pope(scenes, tmp_path, num_images=6)
     assert [path.name for path in paths] == [f"tinypope_pope_{n}.json" for n in NEGATIVES]
     for path in paths:
         rows = read_lines(path)
-        assert len(rows) == 120
+        assert len(rows) == 36
         # As in the files of RUCAIBox/POPE: these keys, in this order.
         assert {tuple(row)[:4] for row in rows} == {("question_id", "image", "text", "label")}
         for row in rows:
@@ -81,12 +81,10 @@ def test_pope_files_have_the_format_of_the_benchmark(tmp_path):
             assert (kind in kinds) == (row["label"] == "yes") == ("bbox" in row)
             if "bbox" in row:
                 assert tuple(row["bbox"]) == kinds[kind]
-    image = np.asarray(Image.open(tmp_path / "images" / "tinypope_000003.png"))
-    assert (
-        np.abs(image / 255 - scenes.scene("test", 3, "tiny").render().transpose(1, 2, 0)).max()
-        < 0.003
-    )
-    again = write_pope(scenes, tmp_path / "again", num_images=20)
+    image = np.asarray(Image.open(tmp_path / "images" / "tinypope_000003.png")) / 255
+    drawn = scenes.scene("test", 3, "tiny").render().transpose(1, 2, 0)
+    assert np.abs(image - drawn).max() < 0.003
+    again = write_pope(scenes, tmp_path / "again", num_images=6)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
@@ -96,9 +94,9 @@ KEYS_2025 = "id cause effect cue false_cue style label causal_reason image_0 ima
 
 @pytest.mark.parametrize(("version", "keys"), [("2024", KEYS_2024), ("2025", KEYS_2025)])
 def test_mucr_files_have_the_keys_of_each_version(tmp_path, version, keys):
-    path = write_mucr(CauseEffectScenes(canvas=32), tmp_path, 3, version)
+    path = write_mucr(CauseEffectScenes(canvas=32), tmp_path, 2, version)
     rows = read_lines(path)
-    assert len(rows) == 12
+    assert len(rows) == 8
     for row in rows:
         assert list(row) == keys.split()
         assert row["style"] in ("photograph", "comic")
@@ -111,7 +109,7 @@ def test_mucr_files_have_the_keys_of_each_version(tmp_path, version, keys):
         assert all(own in links[other] for own, others in links.items() for other in others)
         assert all(len(row["causal_reason"]) == 3 for row in rows)
     descriptions = read_lines(tmp_path / "descriptions.jsonl")
-    assert len({row["description_0"] for row in descriptions}) == 12
+    assert len({row["description_0"] for row in descriptions}) == 8
 
 
 def test_mucr_parquet_holds_the_images(tmp_path):
@@ -125,7 +123,7 @@ def test_mucr_parquet_holds_the_images(tmp_path):
 
 def test_winoground_captions_are_true_of_their_own_image_only(tmp_path):
     scenes = ObjectScenes.caid()
-    rows = read_lines(write_winoground(scenes, tmp_path, 15))
+    rows = read_lines(write_winoground(scenes, tmp_path, 8))
     for row in rows:
         images = [
             np.asarray(Image.open(tmp_path / "images" / f"{row[f'image_{k}']}.png")) / 255

@@ -69,7 +69,7 @@ def test_the_loss_ignores_background_but_in_the_first_task():
 def test_what_does_not_fit_is_named():
     head = PatchHead(8, [4, 10])
     boxes, labels = torch.tensor([[[0, 0, 1.0, 1]]]), torch.tensor([[[5, 1]]])
-    with pytest.raises(ValueError, match="5 in task 0, but .*patch_classes says 4"):
+    with pytest.raises(ValueError, match=r"5 in task 0, but .*patch_classes says 4"):
         head.loss(torch.randn(4, 8), boxes, labels)
     with pytest.raises(ValueError, match="3 tasks, but"):
         head.loss(torch.randn(4, 8), boxes, labels.repeat(1, 1, 2)[..., :3])

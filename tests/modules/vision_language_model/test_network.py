@@ -163,10 +163,28 @@ def test_weights_depend_on_the_seed_alone(any_config):
     assert torch.equal(other.patch_head.classifier.weight, module.patch_head.classifier.weight)
 
 
+def test_the_tower_keeps_its_own_initialisation_inside_of_a_model():
+    """transformers would draw all weights with the same small deviation, and leave positions 0."""
+    tower = build().network.model.vision_tower
+    assert tower.position_embedding.weight.std().item() == pytest.approx(0.2, rel=0.15)
+    first = tower.layers[0].weight  # torch: uniform within 1 / sqrt(fan in)
+    assert first.abs().max().item() == pytest.approx((3 * 9) ** -0.5, rel=0.05)
+
+
 def test_the_meta_device_builds_without_memory(any_config):
     with torch.device("meta"):
         module = build(any_config)
     assert {p.device.type for p in module.parameters()} == {"meta"}
+
+
+def test_smolvlm_is_idefics3_by_another_name(batch, tmp_path):
+    modules = [build(name).eval() for name in ("idefics3", "smolvlm")]
+    losses = [module.loss(batch, Phase(patch_weight=1)) for module in modules]
+    torch.testing.assert_close(losses[0], losses[1])
+    modules[1].save_pretrained(tmp_path)
+    loaded = build(pretrained=str(tmp_path)).eval()
+    assert type(loaded.network).__name__ == "SmolVLMForConditionalGeneration"
+    torch.testing.assert_close(loaded.loss(batch, Phase()), modules[1].loss(batch, Phase()))
 
 
 # What is refused
