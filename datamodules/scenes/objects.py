@@ -1,6 +1,6 @@
 """Scenes of several objects: digits on coloured tiles (TinyPOPE) or drawn shapes (captions)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -101,12 +101,9 @@ class ObjectScenes(Scenes):
         least, most = self.num_objects
         if not 1 <= least <= most:
             raise ValueError(f"num_objects: {self.num_objects}, expected 1 <= least <= most")
-        if unknown := set(self.sizes) - SIZES.keys():
-            raise ValueError(f"sizes: unknown {unknown}, expected some of {list(SIZES)}")
-        if not self.sizes:
-            raise ValueError(f"sizes: none given, expected some of {list(SIZES)}")
-        if unknown := set(self.colours) - COLOURS.keys():
-            raise ValueError(f"colours: unknown {unknown}, expected some of {list(COLOURS)}")
+        _check_names("sizes", self.sizes, SIZES)
+        _check_names("colours", self.colours, COLOURS)
+        _check_names("questions", self.questions, QUESTION_KINDS)
         if self.background not in ("dark", "photo", *COLOURS):
             raise ValueError(
                 f"background: {self.background!r}, expected dark, photo or one of {list(COLOURS)}"
@@ -117,9 +114,6 @@ class ObjectScenes(Scenes):
                     f"num_objects: up to {most} objects, but only {number} {name}, and no two "
                     "objects of a scene share one: lower it"
                 )
-        if not self.questions or (unknown := set(self.questions) - set(QUESTION_KINDS)):
-            asked = unknown if self.questions else "none"
-            raise ValueError(f"questions: {asked}, expected some of {list(QUESTION_KINDS)}")
         if self.questions_per_image < 1:
             raise ValueError(f"questions_per_image: {self.questions_per_image}, expected 1 or more")
         if self.canvas < 16:
@@ -170,9 +164,15 @@ class ObjectScenes(Scenes):
         size = self.sizes[index % len(self.sizes)]
         scene = self.scene(split, index, size)
         questions = [ask(scene, kind, rng, self.noun, self.kinds) for kind in asked]
-        boxes = np.array([item.box for item in scene.objects], dtype=np.float32) / self.canvas
+        boxes = np.array([item.box for item in scene.objects], dtype=np.float32)
         labels = [(self.colours.index(o.colour), self.kinds.index(o.kind)) for o in scene.objects]
-        return Example(scene.render()[None], questions, size, [boxes], [np.array(labels) + 1])
+        return Example(
+            scene.render()[None],
+            questions,
+            size,
+            [boxes / np.float32(self.canvas)],
+            [np.array(labels) + 1],
+        )
 
     @property
     def questions_per_scene(self) -> int:
@@ -228,6 +228,12 @@ class ObjectScenes(Scenes):
             return SceneObject(name, colour, box, parts=SHAPES[name])
         glyphs = glyphs_of(split, kind)
         return SceneObject(name, colour, box, glyph=int(glyphs[rng.integers(len(glyphs))]))
+
+
+def _check_names(argument: str, given: Sequence[str], known: Iterable[str]) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown or not given:
+        raise ValueError(f"{argument}: {unknown or 'none'}, expected some of {[*known]}")
 
 
 def glyphs_of(split: Split, digit: int) -> np.ndarray[Any, np.dtype[np.int64]]:

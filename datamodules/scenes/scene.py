@@ -285,8 +285,8 @@ def _digits() -> tuple[FloatArray, np.ndarray[Any, np.dtype[np.int64]]]:
 def _photographs() -> list[FloatArray]:
     from sklearn.datasets import load_sample_images
 
-    photos = load_sample_images().images
-    return [np.asarray(photo, dtype=np.float32).transpose(2, 0, 1) / 255 for photo in photos]
+    photos = [np.asarray(photo, dtype=np.float32) for photo in load_sample_images().images]
+    return [photo.transpose(2, 0, 1) / np.float32(255) for photo in photos]
 
 
 @cache

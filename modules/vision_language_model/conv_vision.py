@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
-class ConvVisionConfig(PreTrainedConfig):
+class ConvVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Settings of `ConvVisionModel`.
 
     Args:
@@ -47,7 +47,7 @@ class ConvVisionModel(PreTrainedModel):
     config_class = ConvVisionConfig
     base_model_prefix = "conv_vision"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: ConvVisionConfig) -> None:
         super().__init__(config)

@@ -446,7 +446,7 @@ class VisionLanguageModel(LightningModule):
     def _evaluating(self) -> Iterator[None]:
         """Puts the network into evaluation mode for a while."""
         was_training = self.network.training
-        self.network.eval()
+        self.network.train(False)
         try:
             yield
         finally:

@@ -101,7 +101,7 @@ def save_lora(network: PreTrainedModel, folder: str | Path) -> None:
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(network)
-    config = network.peft_config["default"]  # type: ignore[index] # set by peft
+    config = network.peft_config["default"]
     prefixed = {f"base_model.model.{name}": w.contiguous() for name, w in weights.items()}
     with atomic_path(Path(folder) / "adapter_model.safetensors") as temporary:
         save_file(prefixed, temporary, metadata={"format": "pt"})
@@ -115,7 +115,7 @@ def image_features(network: PreTrainedModel, inputs: Mapping[str, Any]) -> Tenso
         network: Any image-text-to-text model with `get_image_features`.
         inputs: What its processor returned; token inputs are ignored.
     """
-    encode = network.base_model.get_image_features
+    encode: Any = network.base_model.get_image_features
     known = inspect.signature(encode).parameters
     output = encode(**{name: value for name, value in inputs.items() if name in known})
     # transformers before 5 returned the features themselves.

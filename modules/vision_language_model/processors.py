@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tokenizers
+import transformers
 from transformers import (
     AutoProcessor,
     PreTrainedConfig,
@@ -117,8 +118,11 @@ def word_tokenizer(vocabulary: str, family: Family) -> PreTrainedTokenizerFast:
     backend.normalizer = tokenizers.normalizers.Lowercase()
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokens = {f"{name}_token": token for name, token in BASIC_TOKENS.items()}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **tokens)
-    tokenizer.add_special_tokens(  # type: ignore[no-untyped-call]
+    make: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = make(
+        tokenizer_object=backend, padding_side="left", **tokens
+    )
+    tokenizer.add_special_tokens(
         {"additional_special_tokens": list(family.special.values())}
     )
     return tokenizer
@@ -127,7 +131,8 @@ def word_tokenizer(vocabulary: str, family: Family) -> PreTrainedTokenizerFast:
 def token_ids(tokenizer: PreTrainedTokenizerFast, family: Family) -> dict[str, int]:
     """Returns what a config has to know of a tokenizer of `word_tokenizer`."""
     special = {f"{name}_token_id": token for name, token in BASIC_TOKENS.items()} | family.special
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    vocabulary = tokenizer.get_vocab()
+    ids = {name: vocabulary[token] for name, token in special.items()}
     return {**ids, "vocab_size": len(tokenizer)}
 
 
@@ -141,8 +146,7 @@ def make_processor(config: Any, tokenizer: PreTrainedTokenizerFast, image_size: 
         tokenizer: Of `word_tokenizer`.
         image_size: Side of what the model sees, in pixels.
     """
-    import transformers as t
-
+    t: Any = transformers
     family = FAMILIES[config.model_type]
     template = CHAT_TEMPLATE.replace("IMAGE", family.image)
     vision = config.vision_config
@@ -185,7 +189,7 @@ def load_processor(source: str) -> Any:
         ValueError: There is none, or it is no processor of images and text.
     """
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"processor: cannot load {source!r}: {reason}") from error

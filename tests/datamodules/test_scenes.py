@@ -189,10 +189,10 @@ def test_a_caption_can_leave_objects_out():
     [
         ({"num_objects": (3, 5)}, "only 4 colours"),
         ({"num_objects": (2, 1)}, "1 <= least <= most"),
-        ({"sizes": ["huge"]}, "sizes: unknown {'huge'}"),
-        ({"colours": ["mauve"] * 4}, "colours: unknown"),
+        ({"sizes": ["huge"]}, r"sizes: \['huge'\], expected"),
+        ({"colours": ["mauve"] * 4}, r"colours: \['mauve'\]"),
         ({"background": "sea"}, "background: 'sea'"),
-        ({"questions": ["why"]}, "questions: {'why'}, expected some of"),
+        ({"questions": ["why"]}, r"questions: \['why'\], expected some of"),
         ({"questions": []}, "questions: none"),
         ({"questions_per_image": 0}, "questions_per_image: 0"),
         ({"canvas": 8}, "canvas: 8 pixels"),
