@@ -7,6 +7,7 @@ objects, T dense tasks, D width of the language model, F image features in all.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +117,10 @@ class VisionLanguageModel(LightningModule):
                 "give exactly one of model.init_args.config (random weights) and .pretrained "
                 "(a folder or hub id); set the other to null"
             )
-        self.phases = [Phase()] if phases is None else list(phases)
+        # From a checkpoint they come as the dicts that are saved here.
+        given: list[Any] = [Phase()] if phases is None else phases
+        self.phases = [p if isinstance(p, Phase) else Phase(**p) for p in given]
+        self.save_hyperparameters({"phases": [asdict(phase) for phase in self.phases]})
         self.freeze_patterns = list(freeze or [])
         check_phases(self.phases, self.freeze_patterns)
         self.patch_classes = patch_classes

@@ -122,9 +122,7 @@ def word_tokenizer(vocabulary: str, family: Family) -> PreTrainedTokenizerFast:
     tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=backend, padding_side="left", **tokens
     )
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(family.special.values())}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(family.special.values())})
     return tokenizer
 
 

@@ -230,7 +230,12 @@ def test_resume_is_exact_across_phases(fit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"lora": {"r": 2}}, {"optimizer": partial(AdamW, lr=0.5)}]
+    "arguments",
+    [
+        {"phases": [Phase(), Phase(start=0.5, patch_weight=2, freeze=["norm"])]},
+        {"lora": {"r": 2}},
+        {"optimizer": partial(AdamW, lr=0.5)},
+    ],
 )
 def test_checkpoints_load_without_unpickling(fit, tmp_path, arguments):
     module = build(**arguments)
@@ -239,6 +244,10 @@ def test_checkpoints_load_without_unpickling(fit, tmp_path, arguments):
     for name, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     assert loaded.progress.tokens == 8
+    assert loaded.phases == module.phases
+    fit(loaded, Batches(1), max_steps=1).save_checkpoint(tmp_path / "again.ckpt")
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)["hyper_parameters"]
+    assert [Phase(**phase) for phase in again["phases"]] == module.phases
 
 
 # Callbacks of the house
