@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from lightning.fabric.utilities.throughput import measure_flops
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -114,6 +116,28 @@ def pretrained_network(source: str, auto_class: Any = AutoModelForCausalLM) -> P
 def decoder_layers(network: PreTrainedModel) -> list[nn.Module]:
     """Returns the repeated layers, the units of compilation, recomputation and sharding."""
     return [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def shard_over_data(owner: LightningModule, others: Iterable[nn.Module] = ()) -> None:
+    """Shards each layer of `owner.network`, then the network, where a strategy asks for it.
+
+    Args:
+        owner: The module that has the network.
+        others: More of its modules with parameters.
+
+    Raises:
+        ValueError: The strategy would split layers themselves (tensor parallelism).
+    """
+    if owner.device_mesh is None:
+        return
+    if owner.device_mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            f"trainer.strategy: {type(owner).__name__} is sharded over data-parallel devices; "
+            "set tensor_parallel_size: 1 and data_parallel_size: <number of devices>"
+        )
+    network = cast(PreTrainedModel, owner.network)
+    for module in (*decoder_layers(network), network, *others):
+        fully_shard(module, mesh=owner.device_mesh["data_parallel"])
 
 
 def recompute_activations(network: PreTrainedModel) -> None:

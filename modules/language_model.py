@@ -14,7 +14,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW
 from torchmetrics import Metric
 from transformers import GenerationConfig, PreTrainedModel
@@ -28,6 +27,7 @@ from .causal_lm import (
     pretrained_network,
     random_network,
     recompute_activations,
+    shard_over_data,
 )
 from .optimization import configure_optimizers, save_plain_hyperparameters
 from .training_progress import TrainingProgress
@@ -138,15 +138,7 @@ class CausalLanguageModel(LightningModule):
 
     def shard_network(self) -> None:
         """Shards each layer where a strategy asks for it; callbacks change layers before."""
-        if self.device_mesh is None:
-            return
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            raise ValueError(
-                "trainer.strategy: CausalLanguageModel is sharded over data-parallel devices; "
-                "set tensor_parallel_size: 1 and data_parallel_size: <number of devices>"
-            )
-        for module in (*decoder_layers(self.network), self.network):
-            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+        shard_over_data(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds optimizer and schedule."""

@@ -17,11 +17,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..causal_lm import check_keys, decoder_layers, recompute_activations
+from ..causal_lm import check_keys, decoder_layers, recompute_activations, shard_over_data
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..training_progress import TrainingProgress
 from .conversation import IGNORED, Conversations, Encoded, Images
@@ -180,16 +179,7 @@ class VisionLanguageModel(LightningModule):
 
     def shard_network(self) -> None:
         """Shards each layer where a strategy asks for it; callbacks change layers before."""
-        if self.device_mesh is None:
-            return
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            raise ValueError(
-                "trainer.strategy: VisionLanguageModel is sharded over data-parallel devices; "
-                "set tensor_parallel_size: 1 and data_parallel_size: <number of devices>"
-            )
-        heads = [] if self.patch_classes is None else [self.patch_head]
-        for module in (*decoder_layers(self.network), self.network, *heads):
-            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+        shard_over_data(self, [] if self.patch_classes is None else [self.patch_head])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds optimizer and schedule."""
