@@ -3,7 +3,7 @@
 A vision transformer has to learn that a digit is the same digit wherever it lies in a patch; a
 convolution does not. transformers knows it as `model_type: conv_vision`, so that it stands in the
 config of any model whose vision tower is a config of its own (LLaVA), and is saved and loaded with
-it: `import tenfold.modules.vision_language_model` first.
+it. To load such a model without `VisionLanguageModel`, call `register_conv_vision()` first.
 """
 
 import torch

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -34,19 +35,22 @@ class Conversations:
     Each question and answer is tokenised by itself, so that a prompt has the same tokens in
     training and when it is answered.
 
+    A tokenizer of whole words knows a few only: with it an unknown one is an error, for it would be
+    lost silently.
+
     Args:
         processor: With a chat template and a tokenizer.
-        strict: Whether a word that the tokenizer does not know is an error.
 
     Raises:
         ValueError: The processor has no chat template, or one that does not write questions and
             answers as they are.
     """
 
-    def __init__(self, processor: ProcessorMixin, strict: bool = False) -> None:
+    def __init__(self, processor: ProcessorMixin) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.strict = strict
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self._has_few_words = isinstance(getattr(backend, "model", None), WordLevel)
         if processor.chat_template is None:
             raise ValueError(
                 "processor: it has no chat template; save one with it "
@@ -218,18 +222,19 @@ class Conversations:
         return tuple(ids)
 
     def _check_known(self, ids: Sequence[int], texts: Sequence[str]) -> None:
-        if not self.strict or self.tokenizer.unk_token_id not in ids:
+        if not self._has_few_words or self.tokenizer.unk_token_id not in ids:
             return
         vocabulary = self.tokenizer.get_vocab()
         backend = self.tokenizer.backend_tokenizer
         for text in texts:
-            words = backend.normalizer.normalize_str(text)
+            words = backend.normalizer.normalize_str(text) if backend.normalizer else text
             for token in self.tokenizer.all_special_tokens:
                 words = words.replace(token, " ")
             for word, _ in backend.pre_tokenizer.pre_tokenize_str(words):
                 if word not in vocabulary:
                     raise ValueError(
-                        f"{word!r} in {text!r} is not in model.init_args.vocabulary; add it"
+                        f"{word!r} in {text!r} is not in the tokenizer's vocabulary: add it to "
+                        "model.init_args.vocabulary, for a model with random weights"
                     )
 
 

@@ -96,7 +96,7 @@ def from_settings(
     family = FAMILIES[settings.get("model_type", "llava")]
     tokenizer = word_tokenizer(vocabulary, family)
     config = build_config(settings, token_ids(tokenizer, family))
-    return config, Conversations(make_processor(config, tokenizer, image_size), strict=True)
+    return config, Conversations(make_processor(config, tokenizer, image_size))
 
 
 def word_tokenizer(vocabulary: str, family: Family) -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ PARTS = (
 )
 TEMPLATES = {
     # Roles in words, the turn of the assistant ended by the end of the text.
-    "words": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}what " + PARTS + " is:"
+    "words": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}what " + PARTS + " is"
     "{% else %} " + PARTS + "{{ eos_token }}{% endif %}{% endfor %}",
     # A mark before and after each turn, and a line between turns.
     "marks": "{% for m in messages %}<s>{{ m.role[:0] }}the " + PARTS + "</s>\n{% endfor %}"

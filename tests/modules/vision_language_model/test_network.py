@@ -228,10 +228,14 @@ def test_a_patch_size_that_is_no_power_of_two_is_refused():
         ).configure_model()
 
 
-def test_an_unknown_word_is_named(batch):
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_an_unknown_word_is_named(batch, is_loaded, tmp_path):
     module = build()
+    if is_loaded:
+        module.save_pretrained(tmp_path)
+        module = build(pretrained=str(tmp_path))
     batch["questions"][1] = ["What is the purple digit?"]
-    with pytest.raises(ValueError, match=r"'purple' in .* is not in model\.init_args\.vocabulary"):
+    with pytest.raises(ValueError, match=r"'purple' in .* is not in the tokenizer's vocab"):
         module.loss(batch)
     batch["questions"][1], batch["answers"][1] = ["What is the digit?"], ["nine"]
     with pytest.raises(ValueError, match="'nine' in 'nine"):
