@@ -221,7 +221,7 @@ class VisionLanguageModel(LightningModule):
         boxes = batch.get("boxes")
         if self.augmentation is not None and self.training:
             images, boxes = self.augmentation(batch["images"].flatten(0, 1), boxes)
-            batch = {**batch, "images": images.view_as(batch["images"])}
+            batch = {**batch, "images": images.reshape(batch["images"].shape)}
         inputs, labels_BL = self.encode(batch)
         # Where processes share gradients, each must give one for every parameter.
         is_shared = self._trainer is not None and self.trainer.world_size > 1
