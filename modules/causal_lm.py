@@ -35,44 +35,74 @@ def build_config(settings: dict[str, Any]) -> PreTrainedConfig:
         ValueError: If the type has no causal language model, a key is not an argument of its
             config class (transformers would ignore it), or a value is refused.
     """
-    settings = dict(settings)
-    model_type = settings.pop("model_type", "llama")
+    settings = {"model_type": "llama"} | settings
+    model_type = settings["model_type"]
     check_keys("config.model_type", [model_type], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     config_class = type(AutoConfig.for_model(model_type))
+    check_settings("config", settings, config_class)
     names = {field.name for field in fields(config_class)}
-    check_keys("config", settings, names | set(config_class.attribute_map) | UNLISTED_KEYS)
-    unset = {name: None for name in SPECIAL_TOKENS if name in names}
+    return make_config({name: None for name in SPECIAL_TOKENS if name in names} | settings)
+
+
+def check_settings(where: str, settings: dict[str, Any], config_class: type[Any]) -> None:
+    """Refuses settings that a config class would silently ignore.
+
+    Raises:
+        ValueError: If a key is not an argument of the class.
+    """
+    names = {field.name for field in fields(config_class)}
+    known = names | set(config_class.attribute_map) | UNLISTED_KEYS | {"model_type"}
+    check_keys(where, settings, known)
+
+
+def make_config(settings: dict[str, Any]) -> PreTrainedConfig:
+    """Makes the config of `model_type` with all other settings as arguments.
+
+    Raises:
+        ValueError: If its class refuses a value.
+    """
+    arguments = dict(settings)
+    model_type = arguments.pop("model_type")
     try:
-        return AutoConfig.for_model(model_type, **(unset | settings))
+        return AutoConfig.for_model(model_type, **arguments)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"config: {' '.join(str(error).split())}") from error
 
 
-def random_network(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def random_network(
+    config: PreTrainedConfig, seed: int, auto_class: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     """Builds a network with random weights that depend on the seed alone.
 
     The global generator is left as it was: what follows does not depend on the size of the network
     either. Under `torch.device("meta")` there are no weights.
+
+    Args:
+        config: What to build.
+        seed: Seed of the weights.
+        auto_class: Which of transformers' Auto classes finds the network.
     """
     device = torch.get_default_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            deepcopy(config)
-        )
+        network: PreTrainedModel = auto_class.from_config(deepcopy(config))
     return network
 
 
-def pretrained_network(source: str) -> PreTrainedModel:
+def pretrained_network(source: str, auto_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Loads a folder or hub repository in the default dtype; only shapes on the meta device.
 
+    Args:
+        source: Folder or hub id.
+        auto_class: Which of transformers' Auto classes finds the network.
+
     Raises:
-        ValueError: If there is no such folder or repository, or no causal language model in it.
+        ValueError: If there is no such folder or repository, or no model of that kind in it.
     """
     try:
         if torch.get_default_device().type == "meta":
-            return random_network(AutoConfig.from_pretrained(source), seed=0)
-        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            return random_network(AutoConfig.from_pretrained(source), 0, auto_class)
+        network: PreTrainedModel = auto_class.from_pretrained(
             source, dtype=torch.get_default_dtype()
         )
     except (OSError, ValueError) as error:

@@ -26,6 +26,7 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .scenes import scenes
 from .study import study
 from .submit import submit
 
@@ -74,6 +75,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "anneal-predict": anneal_predict,
     "export": export,
     "corrupt": corrupt,
+    "scenes": scenes,
 }
 
 

@@ -85,8 +85,9 @@ class InitialWeights(Callback):
             load_weights(pl_module, self.path)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the weights for the command `test`."""
-        load_weights(pl_module, self.path)
+        """Loads the weights for the command `test`, not over a checkpoint that a fit ended with."""
+        if trainer.ckpt_path is None:
+            load_weights(pl_module, self.path)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Loads the weights for the command `predict`."""

@@ -107,6 +107,18 @@ def test_qat_overlays_train_the_language_model(name, project):
     assert run["quantization"]["num_layers"] == 7
 
 
+@pytest.mark.parametrize("name", ["qat_w4a4", "merge_sma", "ema"])
+def test_overlays_train_the_vision_language_model(name, project):
+    fit = ["fit", "--config", "vision_language_model/quickstart", "--config", f"overlays/{name}"]
+    small = ["--data.init_args.batch_size", "4", "--data.init_args.num_test", "2"]
+    limits = ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "4"]
+    assert main([*fit, *small, *limits, "--trainer.max_steps", "4", "--run_dir", "run"]) == 0
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["test"]["test/loss"] > 0
+    if name == "qat_w4a4":
+        assert metrics["run"]["quantization"]["num_layers"] > 14
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_planned(name, project, capsys):
     assert main(["study", "--config", name, "--dry-run"]) == 0
@@ -131,6 +143,8 @@ def test_every_quickstart_trains_from_the_command_line(name, project, capsys):
     limits = ["--trainer.limit_val_batches", "1", "--run_dir", "run"]
     if name == "set_mixer/quickstart":  # which tests at its end
         limits += ["--data.init_args.severities", "[3]", "--data.init_args.num_points", "256"]
+    if name == "vision_language_model/quickstart":  # likewise
+        limits += ["--data.init_args.num_test", "4"]
     assert main(["fit", "--config", name, *steps, *limits]) == 0
     metrics = json.loads((project / "run" / "metrics.json").read_text())
     assert metrics["fit"]["step"] == 3

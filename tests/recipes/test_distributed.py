@@ -129,7 +129,13 @@ def test_metrics_count_every_sample_once(project, tenfold, name, devices):
     assert measured[0] == pytest.approx(measured[1], rel=TOLERANCE)
 
 
-QUICKSTARTS = ("language_model", "qat_scaling", "model_merging", "set_mixer")
+QUICKSTARTS = (
+    "language_model",
+    "qat_scaling",
+    "model_merging",
+    "set_mixer",
+    "vision_language_model",
+)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

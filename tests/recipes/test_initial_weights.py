@@ -59,6 +59,19 @@ def test_a_recipe_says_so_and_a_preempted_run_goes_on_with_its_own_weights(train
     assert torch.equal(weights("second")["net.0.weight"], started)
 
 
+def test_a_test_after_the_fit_is_of_the_trained_weights(project):
+    recipe = ["--config", "recipe.yaml", "--data.init_args.noise", "0"]
+    fit = ["fit", *recipe, "--trainer.max_steps"]
+    assert main([*fit, "2", "--run_dir", "first"]) == 0
+    start = ["--init_from", "first/checkpoints/last.ckpt", "--test_after_fit", "true"]
+    assert main([*fit, "20", "--run_dir", "second", *start]) == 0
+    tested = json.loads(Path("second/metrics.json").read_text())
+    best = str(Path("second/checkpoints") / Path(tested["fit"]["best_checkpoint"]).name)
+    assert main(["test", *recipe, "--run_dir", "third", "--ckpt_path", best]) == 0
+    expected = json.loads(Path("third/metrics.json").read_text())["test"]["test/loss"]
+    assert tested["test"]["test/loss"] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
