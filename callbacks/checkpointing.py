@@ -240,6 +240,7 @@ class RunCheckpoint(Checkpoint):
             for logger in trainer.loggers:
                 logger.log_metrics(dict(self._unlogged), step=trainer.global_step - 1)
                 logger.save()
+            self._unlogged = {}
         self._last_saved_step = trainer.global_step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -61,6 +61,17 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resumes_exactly(project, tenfold):
     assert_same(logged("whole"), logged("stopped"))
 
 
+def test_a_run_stopped_twice_logs_every_step_as_a_whole_one_does(project):
+    """Before the values of step 7 are logged, and after the validation of step 8."""
+    assert main([*FIT, "--run_dir", "whole"]) == 0
+    for step in (6, 7):
+        stop = overlay("Interrupt", step=step, number=int(signal.SIGUSR1))
+        run = [*FIT, "--run_dir", "run", "--ckpt_path", "auto", "--config", stop]
+        assert main(run) == 128 + signal.SIGUSR1
+    assert main([*FIT, "--run_dir", "run", "--ckpt_path", "auto"]) == 0
+    assert_same(logged("whole"), logged("run"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_of_a_cluster_save_and_stop_as_ctrl_c_does(project, capsys, number):
     stop = overlay("Interrupt", step=7, number=int(number))
