@@ -52,7 +52,7 @@ MpiDefault=none
 ReturnToService=2
 KillWait=5
 MinJobAge=3600
-SlurmdTimeout=20
+SlurmdTimeout=15
 UnkillableStepTimeout=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -204,7 +204,12 @@ class SlurmCluster:
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                cwd=self.folder,  # which outlives that of a test
+                start_new_session=True,
             )
 
     def _states(self) -> list[str]:
