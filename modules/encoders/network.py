@@ -1,0 +1,253 @@
+"""Encoders that run a network in this process, in batches of which no row depends on another."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..files import sha256_of_folder
+from .encoder import Encoder
+from .weights import load_checkpoint, sha256_of_checkpoint
+
+T = TypeVar("T")
+Inputs = Mapping[str, Tensor]
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class NetworkEncoder(Encoder):
+    """What all networks share: loading at first use, batches, output, identity.
+
+    An embedding depends on its image or text alone, to the last bit, not on the other items of a
+    call or on how a data set is divided into calls. For that, every batch has `batch_size` rows -
+    the last one is filled up -, texts are padded to lengths that depend on the text alone, and
+    images are prepared one by one. The arithmetic must then give a row the same bits wherever in
+    the batch it stands. Where sizes do not fit the processor's tiles it does not (an odd
+    `batch_size` on a CPU, for one): the first batch of each shape is tested for that, with one item
+    in all rows, and refused. The same bits need the same kind of machine, the same libraries and
+    the same number of threads.
+
+    A call with one item costs as much as a full batch: take `batch_size: 1` for such calls.
+
+    Nothing is downloaded.
+
+    Args:
+        model: A folder; some encoders also take the name of an architecture.
+        seed: Draws random weights in place of the model's; needs no weights in the folder.
+        checkpoint: A file or folder of our own (.ckpt, .safetensors, a sharded checkpoint) whose
+            tensors replace all weights of the network.
+        checkpoint_prefix: What the names of these tensors begin with there, as "network.".
+        batch_size: Rows per batch.
+        normalize: Whether to divide embeddings by their L2 norm, in float32.
+        dtype: Of weights and arithmetic.
+        output_dtype: Of the embeddings, "float32" or "float16".
+        device: "auto" is this process's current GPU, else the CPU.
+
+    Raises:
+        ValueError: A value is out of range. On first use: the model cannot be loaded, or its rows
+            depend on their place.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        seed: int | None = None,
+        checkpoint: str | None = None,
+        checkpoint_prefix: str = "",
+        batch_size: int = 32,
+        normalize: bool = True,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        output_dtype: Literal["float32", "float16"] = "float32",
+        device: str = "auto",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if seed is not None and checkpoint is not None:
+            raise ValueError("seed and checkpoint: give one, random weights or those of a file")
+        self.model = model
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self.checkpoint_prefix = checkpoint_prefix
+        self.batch_size = batch_size
+        self.normalize = normalize
+        self.dtype: Literal["float32", "bfloat16", "float16"] = dtype
+        self.output_dtype: Literal["float32", "float16"] = output_dtype
+        self.device = device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Encoder`. Files are read once, at about 1 s per GB."""
+        if "_identity" not in vars(self):
+            settings = {name: getattr(self, name) for name in _arguments(type(self))}
+            del settings["device"]
+            if Path(self.model).is_dir():
+                settings["model"] = f"sha256:{sha256_of_folder(Path(self.model))}"
+            if self.checkpoint is not None:
+                settings["checkpoint"] = f"sha256:{sha256_of_checkpoint(self.checkpoint)}"
+            self._identity = {"encoder": type(self).__name__, **settings}
+        return dict(self._identity)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `Encoder`."""
+        if not self.supports_images:
+            return super().encode_images(images)
+        if not len(images):
+            return self.encode_images([Image.new("RGB", (32, 32))])[:0]
+        return self._encode("images", images, self._rgb_input, self._embed_images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """See `Encoder`."""
+        if not self.supports_texts:
+            return super().encode_texts(texts)
+        if isinstance(texts, str):
+            raise ValueError("texts: a single text; give a list of texts")
+        if not len(texts):
+            return self.encode_texts(["a"])[:0]
+        return self._encode("texts", texts, self._checked_text_input, self._embed_texts)
+
+    @abstractmethod
+    def _build(self) -> nn.Module:
+        """Makes the network, on the CPU, and what prepares its inputs.
+
+        Weights are random where `seed` or `checkpoint` is given, and in `dtype` where they come
+        from files.
+        """
+
+    def _rgb_input(self, image: Image.Image) -> Inputs:
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"a {type(image).__name__} is no PIL image: open it by PIL.Image.open")
+        return self._image_input(image.convert("RGB"))
+
+    def _checked_text_input(self, text: str) -> Inputs:
+        if not isinstance(text, str):
+            raise TypeError(f"a {type(text).__name__} is no text")
+        return self._text_input(text)
+
+    def _image_input(self, image: Image.Image) -> Inputs:
+        """One RGB image as the network's inputs, without a batch dimension."""
+        raise NotImplementedError
+
+    def _text_input(self, text: str) -> Inputs:
+        """One text as the network's inputs, without a batch dimension."""
+        raise NotImplementedError
+
+    def _embed_images(self, inputs: Inputs) -> Tensor:
+        """(B, D), not normalised, from a batch of inputs on the device."""
+        raise NotImplementedError
+
+    def _embed_texts(self, inputs: Inputs) -> Tensor:
+        """(B, D), not normalised, from a batch of inputs on the device."""
+        raise NotImplementedError
+
+    def _load(self) -> None:
+        """Makes network and processors, once."""
+        if "_network" in vars(self):
+            return
+        random = self.seed is not None or self.checkpoint is not None
+        with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
+            if random:
+                torch.manual_seed(self.seed or 0)
+            network = self._build()
+        if self.checkpoint is not None:
+            load_checkpoint(network, self.checkpoint, self.checkpoint_prefix)
+        device = self.device
+        if device == "auto":
+            cuda = torch.cuda.is_available()
+            device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
+        self._device = torch.device(device)
+        self._tested: set[Any] = set()
+        network = network.to(FLOATS[self.dtype]) if random else network
+        self._network: Any = network.to(self._device).eval().requires_grad_(False)
+
+    def _encode(
+        self,
+        kind: str,
+        items: Sequence[T],
+        prepare: Callable[[T], Inputs],
+        embed: Callable[[Inputs], Tensor],
+    ) -> Tensor:
+        """Collects inputs of one shape until there is a batch of them; at the end, fills up."""
+        self._load()
+        waiting: dict[Any, list[tuple[int, Inputs]]] = {}
+        done: list[tuple[list[int], Tensor]] = []
+        for index in range(len(items)):
+            try:
+                inputs = prepare(items[index])
+            except (OSError, TypeError, ValueError) as error:
+                said = " ".join(str(error).split())
+                raise ValueError(f"{kind}[{index}]: cannot be prepared: {said}") from error
+            shape = (kind, *((name, tensor.shape) for name, tensor in inputs.items()))
+            batch = waiting.setdefault(shape, [])
+            batch.append((index, inputs))
+            if len(batch) == self.batch_size:
+                done.append(self._run(shape, waiting.pop(shape), embed))
+        done += [self._run(shape, batch, embed) for shape, batch in waiting.items()]
+        embeddings_ND = done[0][1].new_empty(len(items), done[0][1].shape[1])
+        for indices, rows in done:
+            embeddings_ND[indices] = rows
+        return embeddings_ND
+
+    @torch.inference_mode()
+    def _run(
+        self, shape: Any, batch: list[tuple[int, Inputs]], embed: Callable[[Inputs], Tensor]
+    ) -> tuple[list[int], Tensor]:
+        """Returns the items' places and embeddings (n, D) on the CPU."""
+        indices = [index for index, _ in batch]
+        filled = [inputs for _, inputs in batch]
+        filled += filled[:1] * (self.batch_size - len(batch))
+        inputs = {
+            name: torch.stack([one[name] for one in filled]).to(self._device) for name in filled[0]
+        }
+        with torch.autocast(self._device.type, enabled=False):  # whatever the Trainer's precision
+            rows_BD = embed(inputs)
+            if shape not in self._tested:
+                last = {name: tensor[-1:].expand_as(tensor) for name, tensor in inputs.items()}
+                same_BD = embed({name: tensor.contiguous() for name, tensor in last.items()})
+                # Bits, not numbers: what is not finite is told apart below.
+                if not torch.equal(_bits(same_BD), _bits(rows_BD[-1:].expand_as(same_BD))):
+                    raise ValueError(
+                        f"batch_size: with {self.batch_size} rows an embedding depends on its "
+                        f"place in the batch on {self._device}; take a multiple of 16, or 1"
+                    )
+                self._tested.add(shape)
+        rows_BD = rows_BD.float()
+        if self.normalize:
+            rows_BD = normalize(rows_BD, dim=-1)
+        rows = rows_BD.to(FLOATS[self.output_dtype]).cpu()[: len(batch)]
+        for index, finite in zip(indices, rows.isfinite().all(-1).tolist(), strict=True):
+            if not finite:
+                raise ValueError(
+                    f"{shape[0]}[{index}]: the embedding is not finite with dtype {self.dtype} and "
+                    f"output_dtype {self.output_dtype}: take float32, or check the weights"
+                )
+        return indices, rows
+
+
+def check_preprocessing(given: Mapping[str, Any] | None, known: Mapping[str, Any]) -> None:
+    """Refuses settings of the preprocessing that it does not have: libraries ignore them.
+
+    Raises:
+        ValueError: A key of `given` is not in `known`.
+    """
+    for key in given or {}:
+        if key not in known:
+            raise ValueError(
+                f"preprocessing: unknown {key!r}; known are {', '.join(sorted(known))}"
+            )
+
+
+def _arguments(kind: type[NetworkEncoder]) -> list[str]:
+    """Names of the arguments of a class and of those above it."""
+    classes = [c for c in kind.__mro__ if issubclass(c, NetworkEncoder) and "__init__" in vars(c)]
+    names = {name for c in classes for name in inspect.signature(c.__init__).parameters}
+    return sorted(names - {"self", "kwargs"})
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
