@@ -16,7 +16,8 @@ class TimmEncoder(NetworkEncoder):
     Args:
         model: A folder as timm's `save_for_hf` writes, or an architecture such as
             "vit_small_patch16_224", which needs `seed` or `checkpoint`.
-        pooling: timm's `global_pool`, such as "avg" or "token"; None: the model's own.
+        pooling: timm's `global_pool`, such as "avg" or "token", of the same final tokens; None:
+            the model's own.
         model_args: More arguments of the architecture, such as `{img_size: 96}`; `num_classes`
             keeps the last layer, as a projection to that width.
         preprocessing: Replaces settings of the model's own: `input_size`, `interpolation`, `mean`,
@@ -36,6 +37,11 @@ class TimmEncoder(NetworkEncoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
+        if "global_pool" in (model_args or {}):
+            # It would change the layers, and timm would leave out weights that no longer fit.
+            raise ValueError("model_args: give pooling in place of global_pool")
+        if pooling is not None and "num_classes" in (model_args or {}):
+            raise ValueError("pooling and model_args.num_classes: give one")
         self.pooling = pooling
         self.model_args = model_args
         self.preprocessing = preprocessing
@@ -60,14 +66,23 @@ class TimmEncoder(NetworkEncoder):
                 "seed or checkpoint for an architecture of timm"
             )
         settings = {"num_classes": 0, **(self.model_args or {})}
-        if self.pooling is not None:
-            settings["global_pool"] = self.pooling
         name = f"local-dir:{self.model}" if local else self.model
         try:
             network: Any = timm.create_model(name, pretrained=not random, **settings)
+            if self.pooling is not None:
+                network.reset_classifier(0, self.pooling)
         except (*LOAD_ERRORS, TypeError, AssertionError) as error:
             raise load_error(self.model, error) from error
+        trained = network.pretrained_cfg.get("num_classes")
+        if not random and settings["num_classes"] not in (0, trained):
+            raise ValueError(
+                f"model_args: num_classes {settings['num_classes']}, but {self.model} was trained "
+                f"with {trained}: the layer would be random"
+            )
         resolved = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+        if "img_size" in settings:
+            size = settings["img_size"]
+            resolved["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
         check_preprocessing(self.preprocessing, resolved)
         try:
             self._transform: Any = create_transform(**{**resolved, **(self.preprocessing or {})})

@@ -14,7 +14,12 @@ from transformers import (
     Blip2ForImageTextRetrieval,
     PreTrainedConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as IMAGE_MODELS,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as TWO_TOWERS,
+)
 
 from .network import FLOATS, Inputs, NetworkEncoder, check_preprocessing
 from .weights import LOAD_ERRORS, load_error, load_transformers, read_config
@@ -77,8 +82,8 @@ class _FolderEncoder(NetworkEncoder):
             raise ValueError(f"max_length: {self._length}; {self.model} has {num_positions}")
 
     def _image_input(self, image: Image.Image) -> Inputs:
-        pixels: Tensor = self._image_processor(image, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels[0]}
+        inputs = self._image_processor(image, return_tensors="pt")
+        return {name: tensor[0] for name, tensor in inputs.items()}
 
     def _text_input(self, text: str) -> Inputs:
         tokens = self._tokenizer(
@@ -126,21 +131,25 @@ class TransformersEncoder(_FolderEncoder):
 
     @property
     def supports_images(self) -> bool:
-        """Whether it has an image tower."""
-        config = self._read_config()
-        return self.supports_texts or config.model_type in (
-            MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-        )
+        """Always."""
+        return True
 
     @property
     def supports_texts(self) -> bool:
         """Whether it has two towers."""
-        config = self._read_config()
-        return hasattr(config, "vision_config") and hasattr(config, "text_config")
+        return self._read_config().model_type in TWO_TOWERS
+
+    def _read_config(self) -> PreTrainedConfig:
+        config = super()._read_config()
+        kind = config.model_type
+        if kind == "blip-2" or kind not in (IMAGE_MODELS.keys() | TWO_TOWERS.keys()):
+            raise ValueError(
+                f"model: {self.model} is a {kind}, no pair of towers and no image tower: take "
+                "Blip2Encoder for BLIP-2, SentenceEncoder for a text model"
+            )
+        return config
 
     def _build(self) -> nn.Module:
-        if not self.supports_images:
-            raise ValueError(f"model: {self.model} has no image tower: take SentenceEncoder")
         if self.pooling == "projection" and not self.supports_texts:
             raise ValueError(
                 f"pooling: {self.model} has an image tower alone, and no projection: take pooler, "
@@ -148,24 +157,22 @@ class TransformersEncoder(_FolderEncoder):
             )
         network = self._load_network(AutoModel)
         if self.supports_texts:
-            if not hasattr(network, "get_text_features") or not hasattr(network, "text_model"):
-                raise ValueError(
-                    f"model: {self.model} is a {type(network).__name__}, no pair of towers: take "
-                    "Blip2Encoder for BLIP-2, or another model"
-                )
             self._load_tokenizer(self._read_config().text_config.max_position_embeddings)
         self._load_image_processor()
         return network
 
     def _embed_images(self, inputs: Inputs) -> Tensor:
         pixels = inputs["pixel_values"].to(self._network.dtype)
+        inputs = {**inputs, "pixel_values": pixels}
         if self.pooling == "projection":
-            projected: Tensor = self._network.get_image_features(pixels).pooler_output
+            projected: Tensor = self._network.get_image_features(**inputs).pooler_output
             return projected
         tower = self._network.vision_model if self.supports_texts else self._network
-        output = tower(pixel_values=pixels)
-        mask = torch.ones(output.last_hidden_state.shape[:2], device=pixels.device)
-        return self._pool(output, mask)
+        output = tower(**inputs)
+        # Only towers for images of any shape (SigLIP 2) have padding.
+        mask = inputs.get("pixel_attention_mask")
+        shape = output.last_hidden_state.shape[:2]
+        return self._pool(output, pixels.new_ones(shape) if mask is None else mask)
 
     def _embed_texts(self, inputs: Inputs) -> Tensor:
         if self.pooling == "projection":

@@ -24,6 +24,9 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -105,6 +108,17 @@ def save_siglip(folder: Path) -> str:
     vision = WIDTH | {"image_size": 32, "patch_size": 8}
     SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     SiglipImageProcessor(size=SQUARE).save_pretrained(folder)
+    return str(folder)
+
+
+def save_siglip2(folder: Path) -> str:
+    size = tokenizer(folder, 24, ["input_ids"])
+    torch.manual_seed(0)
+    text = WIDTH | {"vocab_size": size, "max_position_embeddings": 24, "projection_size": 32}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": size - 1}
+    vision = WIDTH | {"num_patches": 16, "patch_size": 8}
+    Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
     return str(folder)
 
 
