@@ -26,11 +26,10 @@ class NetworkEncoder(Encoder):
     An embedding depends on its image or text alone, to the last bit, not on the other items of a
     call or on how a data set is divided into calls. For that, every batch has `batch_size` rows -
     the last one is filled up -, texts are padded to lengths that depend on the text alone, and
-    images are prepared one by one. The arithmetic must then give a row the same bits wherever in
-    the batch it stands. Where sizes do not fit the processor's tiles it does not (an odd
-    `batch_size` on a CPU, for one): the first batch of each shape is tested for that, with one item
-    in all rows, and refused. The same bits need the same kind of machine, the same libraries and
-    the same number of threads.
+    images are prepared one by one. The arithmetic must also give a row the same bits wherever in
+    the batch it stands; at sizes that do not fit a processor's tiles it does not, so that only
+    multiples of 16 are taken, and the first batch of each shape is tested. The same bits need the
+    same kind of machine, the same libraries and the same number of threads.
 
     A call with one item costs as much as a full batch: take `batch_size: 1` for such calls.
 
@@ -42,7 +41,7 @@ class NetworkEncoder(Encoder):
         checkpoint: A file or folder of our own (.ckpt, .safetensors, a sharded checkpoint) whose
             tensors replace all weights of the network.
         checkpoint_prefix: What the names of these tensors begin with there, as "network.".
-        batch_size: Rows per batch.
+        batch_size: Rows per batch: 1, or a multiple of 16.
         normalize: Whether to divide embeddings by their L2 norm, in float32.
         dtype: Of weights and arithmetic.
         output_dtype: Of the embeddings, "float32" or "float16".
@@ -66,8 +65,11 @@ class NetworkEncoder(Encoder):
         output_dtype: Literal["float32", "float16"] = "float32",
         device: str = "auto",
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if batch_size < 1 or (batch_size > 1 and batch_size % 16):
+            raise ValueError(f"batch_size must be 1 or a multiple of 16, got {batch_size}")
+        for name, given in (("dtype", dtype), ("output_dtype", output_dtype)):
+            if given not in FLOATS:
+                raise ValueError(f"{name}: {given!r} is none of {', '.join(FLOATS)}")
         if seed is not None and checkpoint is not None:
             raise ValueError("seed and checkpoint: give one, random weights or those of a file")
         self.model = model
@@ -207,14 +209,7 @@ class NetworkEncoder(Encoder):
         with torch.autocast(self._device.type, enabled=False):  # whatever the Trainer's precision
             rows_BD = embed(inputs)
             if shape not in self._tested:
-                last = {name: tensor[-1:].expand_as(tensor) for name, tensor in inputs.items()}
-                same_BD = embed({name: tensor.contiguous() for name, tensor in last.items()})
-                # Bits, not numbers: what is not finite is told apart below.
-                if not torch.equal(_bits(same_BD), _bits(rows_BD[-1:].expand_as(same_BD))):
-                    raise ValueError(
-                        f"batch_size: with {self.batch_size} rows an embedding depends on its "
-                        f"place in the batch on {self._device}; take a multiple of 16, or 1"
-                    )
+                self._test_rows(inputs, rows_BD, embed)
                 self._tested.add(shape)
         rows_BD = rows_BD.float()
         if self.normalize:
@@ -227,6 +222,37 @@ class NetworkEncoder(Encoder):
                     f"output_dtype {self.output_dtype}: take float32, or check the weights"
                 )
         return indices, rows
+
+    def _test_rows(
+        self, inputs: Inputs, rows_BD: Tensor, embed: Callable[[Inputs], Tensor]
+    ) -> None:
+        """Refuses a batch size at which a row's place shows in its bits.
+
+        The last row's item is put into all rows, which must then agree after every layer: of what a
+        layer rounds differently, little reaches the embedding, and for another item it may be more.
+        """
+        places_that_differ: list[Tensor] = []
+
+        def compare(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim and len(output) == self.batch_size:
+                places_that_differ.append(_differ(output, output[-1:]))
+
+        hooks = [layer.register_forward_hook(compare) for layer in self._network.modules()]
+        try:
+            same = {
+                name: tensor[-1:].repeat_interleave(self.batch_size, 0)
+                for name, tensor in inputs.items()
+            }
+            same_BD = embed(same)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        places_that_differ.append(_differ(same_BD, rows_BD[-1:]))
+        if torch.stack(places_that_differ).any():
+            raise ValueError(
+                f"batch_size: with {self.batch_size} rows an embedding depends on its place in the "
+                f"batch on {self._device}; take another multiple of 16, or 1"
+            )
 
 
 def check_preprocessing(given: Mapping[str, Any] | None, known: Mapping[str, Any]) -> None:
@@ -249,5 +275,6 @@ def _arguments(kind: type[NetworkEncoder]) -> list[str]:
     return sorted(names - {"self", "kwargs"})
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8)
+def _differ(rows: Tensor, row: Tensor) -> Tensor:
+    """Whether any of `rows` differs from `row`; what is not a number is equal to itself."""
+    return ((rows != row) & ~(rows.isnan() & row.isnan())).any()

@@ -16,13 +16,11 @@ _PRECISIONS = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16
 class OpenClipEncoder(NetworkEncoder):
     """A two-tower model of open_clip; embeddings are in the space that both towers share.
 
-    Pooling and the length of texts are part of an open_clip configuration.
+    Pooling and the length at which texts are cut are part of an open_clip configuration.
 
     Args:
         model: A folder with `open_clip_config.json` and weights, or an architecture such as
             "ViT-B-32", which needs `seed` or `checkpoint`.
-        max_length: Tokens per text, padding included; None: the configuration's. Only towers that
-            take shorter texts take another.
         preprocessing: Replaces settings of the model's own: `size`, `mean`, `std`,
             `interpolation`, `resize_mode`, `fill_color`.
         kwargs: See `NetworkEncoder`.
@@ -34,14 +32,10 @@ class OpenClipEncoder(NetworkEncoder):
     def __init__(
         self,
         model: str,
-        max_length: int | None = None,
         preprocessing: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be 1 or more, got {max_length}")
-        self.max_length = max_length
         self.preprocessing = preprocessing
 
     @property
@@ -76,7 +70,7 @@ class OpenClipEncoder(NetworkEncoder):
                 pretrained_text=False,
                 precision="fp32" if random else _PRECISIONS[self.dtype],
             )
-            self._tokenizer: Any = open_clip.get_tokenizer(name, context_length=self.max_length)
+            self._tokenizer: Any = open_clip.get_tokenizer(name)
         except LOAD_ERRORS as error:
             raise load_error(self.model, error) from error
         settings = PreprocessCfg(**network.visual.preprocess_cfg)
