@@ -1,6 +1,5 @@
 """Encoders that run a network in this process, in batches of which no row depends on another."""
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ class NetworkEncoder(Encoder):
     def identity(self) -> dict[str, Any]:
         """See `Encoder`. Files are read once, at about 1 s per GB."""
         if "_identity" not in vars(self):
-            settings = {name: getattr(self, name) for name in _arguments(type(self))}
+            settings = dict(sorted(self.__getstate__().items()))
             del settings["device"]
             if Path(self.model).is_dir():
                 settings["model"] = f"sha256:{sha256_of_folder(Path(self.model))}"
@@ -117,9 +116,13 @@ class NetworkEncoder(Encoder):
     def _build(self) -> nn.Module:
         """Makes the network, on the CPU, and what prepares its inputs.
 
-        Weights are random where `seed` or `checkpoint` is given, and in `dtype` where they come
-        from files.
+        Weights are random where `_random`, else those of the model's files in `dtype`.
         """
+
+    @property
+    def _random(self) -> bool:
+        """Whether the network is made without its model's weights."""
+        return self.seed is not None or self.checkpoint is not None
 
     def _rgb_input(self, image: Image.Image) -> Inputs:
         if not isinstance(image, Image.Image):
@@ -151,9 +154,8 @@ class NetworkEncoder(Encoder):
         """Makes network and processors, once."""
         if "_network" in vars(self):
             return
-        random = self.seed is not None or self.checkpoint is not None
         with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
-            if random:
+            if self._random:
                 torch.manual_seed(self.seed or 0)
             network = self._build()
         if self.checkpoint is not None:
@@ -164,7 +166,7 @@ class NetworkEncoder(Encoder):
             device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
         self._device = torch.device(device)
         self._tested: set[Any] = set()
-        network = network.to(FLOATS[self.dtype]) if random else network
+        network = network.to(FLOATS[self.dtype]) if self._random else network
         self._network: Any = network.to(self._device).eval().requires_grad_(False)
 
     def _encode(
@@ -251,7 +253,8 @@ class NetworkEncoder(Encoder):
         if torch.stack(places_that_differ).any():
             raise ValueError(
                 f"batch_size: with {self.batch_size} rows an embedding depends on its place in the "
-                f"batch on {self._device}; take another multiple of 16, or 1"
+                f"batch on {self._device}: take 1, another multiple of 16, or (on a CPU) another "
+                "number of threads"
             )
 
 
@@ -266,13 +269,6 @@ def check_preprocessing(given: Mapping[str, Any] | None, known: Mapping[str, Any
             raise ValueError(
                 f"preprocessing: unknown {key!r}; known are {', '.join(sorted(known))}"
             )
-
-
-def _arguments(kind: type[NetworkEncoder]) -> list[str]:
-    """Names of the arguments of a class and of those above it."""
-    classes = [c for c in kind.__mro__ if issubclass(c, NetworkEncoder) and "__init__" in vars(c)]
-    names = {name for c in classes for name in inspect.signature(c.__init__).parameters}
-    return sorted(names - {"self", "kwargs"})
 
 
 def _differ(rows: Tensor, row: Tensor) -> Tensor:

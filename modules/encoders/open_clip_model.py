@@ -54,9 +54,8 @@ class OpenClipEncoder(NetworkEncoder):
             from open_clip.transform import PreprocessCfg, image_transform_v2
         except ImportError as error:
             raise missing_package("open_clip_torch", "encoders") from error
-        random = self.seed is not None or self.checkpoint is not None
         local = Path(self.model).is_dir()
-        if not local and not random:
+        if not local and not self._random:
             raise ValueError(
                 f"model: no folder {self.model!r}; nothing is downloaded here: give a folder, or "
                 "seed or checkpoint for an architecture of open_clip"
@@ -65,10 +64,10 @@ class OpenClipEncoder(NetworkEncoder):
         try:
             network: Any = open_clip.create_model(
                 name,
-                load_weights=not random,
-                require_pretrained=not random,
+                load_weights=not self._random,
+                require_pretrained=not self._random,
                 pretrained_text=False,
-                precision="fp32" if random else _PRECISIONS[self.dtype],
+                precision="fp32" if self._random else _PRECISIONS[self.dtype],
             )
             self._tokenizer: Any = open_clip.get_tokenizer(name)
         except LOAD_ERRORS as error:

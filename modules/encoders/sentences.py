@@ -83,10 +83,9 @@ class SentenceEncoder(NetworkEncoder):
         self._length = self.max_length or min(limits)
         if positions is not None and self._length > positions:
             raise ValueError(f"max_length: {self._length}; {self.model} has {positions} positions")
-        random = self.seed is not None or self.checkpoint is not None
         # What models have for the next-sentence task is not used here.
         return load_transformers(
-            AutoModel, str(folder), config, FLOATS[self.dtype], random, spare="pooler."
+            AutoModel, str(folder), config, FLOATS[self.dtype], self._random, spare="pooler."
         )
 
     def _read_modules(self, folder: Path) -> tuple[Path, TokenPooling]:

@@ -58,9 +58,8 @@ class TimmEncoder(NetworkEncoder):
             from timm.data.transforms_factory import create_transform
         except ImportError as error:
             raise missing_package("timm", "encoders") from error
-        random = self.seed is not None or self.checkpoint is not None
         local = Path(self.model).is_dir()
-        if not local and not random:
+        if not local and not self._random:
             raise ValueError(
                 f"model: no folder {self.model!r}; nothing is downloaded here: give a folder, or "
                 "seed or checkpoint for an architecture of timm"
@@ -68,13 +67,13 @@ class TimmEncoder(NetworkEncoder):
         settings = {"num_classes": 0, **(self.model_args or {})}
         name = f"local-dir:{self.model}" if local else self.model
         try:
-            network: Any = timm.create_model(name, pretrained=not random, **settings)
+            network: Any = timm.create_model(name, pretrained=not self._random, **settings)
             if self.pooling is not None:
                 network.reset_classifier(0, self.pooling)
         except (*LOAD_ERRORS, TypeError, AssertionError) as error:
             raise load_error(self.model, error) from error
         trained = network.pretrained_cfg.get("num_classes")
-        if not random and settings["num_classes"] not in (0, trained):
+        if not self._random and settings["num_classes"] not in (0, trained):
             raise ValueError(
                 f"model_args: num_classes {settings['num_classes']}, but {self.model} was trained "
                 f"with {trained}: the layer would be random"

@@ -58,9 +58,8 @@ class _FolderEncoder(NetworkEncoder):
         return self._config
 
     def _load_network(self, auto: Any) -> nn.Module:
-        random = self.seed is not None or self.checkpoint is not None
         dtype = FLOATS[self.dtype]
-        return load_transformers(auto, self.model, self._read_config(), dtype, random)
+        return load_transformers(auto, self.model, self._read_config(), dtype, self._random)
 
     def _load_image_processor(self) -> None:
         try:

@@ -293,7 +293,7 @@ def test_a_batch_size_that_shows_in_the_rows_is_refused(folders):
             return rows
 
     with pytest.raises(
-        ValueError, match=r"batch_size: with 16 rows .*take another multiple of 16, or 1"
+        ValueError, match=r"batch_size: with 16 rows .*take 1, another multiple of 16"
     ):
         Uneven(folders["clip"], batch_size=16).encode_texts(TEXTS)
     one = Uneven(folders["clip"], batch_size=1).encode_texts(TEXTS)
