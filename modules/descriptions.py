@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Rebuildable:
-    """Its public attributes are its constructor's arguments, of plain types.
+    """Its public attributes are its constructor's arguments: plain, or rebuildable themselves.
 
     What is made of them - clients, weights, open files - is made at first use, in attributes that
     begin with an underscore: a copy or a worker process gets the arguments only, and makes its own.

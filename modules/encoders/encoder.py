@@ -74,6 +74,9 @@ class PairedEncoder(Encoder):
         texts: Encodes the texts, into as many dimensions.
     """
 
+    supports_images = True
+    supports_texts = True
+
     def __init__(self, images: Encoder, texts: Encoder) -> None:
         if not images.supports_images:
             raise ValueError(f"images: {type(images).__name__} has no image tower")
@@ -81,16 +84,6 @@ class PairedEncoder(Encoder):
             raise ValueError(f"texts: {type(texts).__name__} has no text tower")
         self.images = images
         self.texts = texts
-
-    @property
-    def supports_images(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def supports_texts(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class OpenClipEncoder(NetworkEncoder):
         ValueError: See `NetworkEncoder`; or open_clip is not installed.
     """
 
+    supports_images = True
+    supports_texts = True
+
     def __init__(
         self,
         model: str,
@@ -37,16 +40,6 @@ class OpenClipEncoder(NetworkEncoder):
     ) -> None:
         super().__init__(model, **kwargs)
         self.preprocessing = preprocessing
-
-    @property
-    def supports_images(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def supports_texts(self) -> bool:
-        """Always."""
-        return True
 
     def _build(self) -> nn.Module:
         try:

@@ -47,6 +47,8 @@ class SentenceEncoder(NetworkEncoder):
             pooling and a normalisation.
     """
 
+    supports_texts = True
+
     def __init__(
         self,
         model: str,
@@ -63,11 +65,6 @@ class SentenceEncoder(NetworkEncoder):
         self.pooling: TokenPooling | None = pooling
         self.max_length = max_length
         self.prompt = prompt
-
-    @property
-    def supports_texts(self) -> bool:
-        """Always."""
-        return True
 
     def _build(self) -> nn.Module:
         folder, pooling = self._read_modules(require_folder(self.model))

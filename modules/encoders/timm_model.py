@@ -28,6 +28,8 @@ class TimmEncoder(NetworkEncoder):
         ValueError: See `NetworkEncoder`; or timm is not installed.
     """
 
+    supports_images = True
+
     def __init__(
         self,
         model: str,
@@ -45,11 +47,6 @@ class TimmEncoder(NetworkEncoder):
         self.pooling = pooling
         self.model_args = model_args
         self.preprocessing = preprocessing
-
-    @property
-    def supports_images(self) -> bool:
-        """Always."""
-        return True
 
     def _build(self) -> nn.Module:
         try:

@@ -115,6 +115,8 @@ class TransformersEncoder(_FolderEncoder):
         ValueError: See `NetworkEncoder`; or the model has no such pooling.
     """
 
+    supports_images = True
+
     def __init__(
         self,
         model: str,
@@ -127,11 +129,6 @@ class TransformersEncoder(_FolderEncoder):
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling: {pooling!r} is none of {', '.join(get_args(Pooling))}")
         self.pooling: Pooling = pooling
-
-    @property
-    def supports_images(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def supports_texts(self) -> bool:
@@ -208,6 +205,9 @@ class Blip2Encoder(_FolderEncoder):
         kwargs: See `NetworkEncoder`.
     """
 
+    supports_images = True
+    supports_texts = True
+
     def __init__(
         self,
         model: str,
@@ -220,16 +220,6 @@ class Blip2Encoder(_FolderEncoder):
         if pooling not in get_args(QueryPooling):
             raise ValueError(f"pooling: {pooling!r} is none of {', '.join(get_args(QueryPooling))}")
         self.pooling: QueryPooling = pooling
-
-    @property
-    def supports_images(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def supports_texts(self) -> bool:
-        """Always."""
-        return True
 
     def encode_pairs(self, pairs: Sequence[tuple[Image.Image, str]]) -> Tensor:
         """Encodes images and texts that belong together, each pair into one vector.
