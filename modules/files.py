@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written under a temporary name, synced, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -80,6 +81,20 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of_folder(folder: Path) -> str:
+    """SHA-256 of the files in a folder and below, of their names and content, not of its own name.
+
+    Hidden files and folders are left out. Takes about 1 s per GB.
+    """
+    whole = hashlib.sha256()
+    for name in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")):
+        path = folder / name
+        if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+            with path.open("rb") as file:
+                whole.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

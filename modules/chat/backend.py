@@ -4,19 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
+from ..descriptions import Rebuildable, build_described
 from .messages import ChatRequest, ChatResponse
 from .progress import track
 
 
-class ChatBackend(ABC):
-    """Answers chat requests. Modules take one as an argument; recipes choose the class.
-
-    Public attributes are the constructor's arguments. What is made of them - clients, weights,
-    open files - is made at first use, in attributes that begin with an underscore: a copy or a
-    worker process gets the arguments only, and makes its own.
-    """
+class ChatBackend(Rebuildable, ABC):
+    """Answers chat requests. Modules take one as an argument; recipes choose the class."""
 
     @property
     def supports_images(self) -> bool:
@@ -73,9 +67,6 @@ class ChatBackend(ABC):
         assert len(answered) == len(requests), f"{type(self).__name__} left requests unanswered"
         return answered
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
 
 def build_backend(description: Mapping[str, Any]) -> ChatBackend:
     """Builds a backend from `class_path` and `init_args`, as recipes write them.
@@ -85,12 +76,4 @@ def build_backend(description: Mapping[str, Any]) -> ChatBackend:
     Raises:
         ValueError: No such class or argument, or a value of the wrong type.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backend", type=ChatBackend, required=True)
-    try:
-        parsed = parser.parse_object({"backend": dict(description)})
-        backend: ChatBackend = parser.instantiate(parsed).backend
-    except (ArgumentError, ValueError) as error:
-        said = error.__cause__ or error if isinstance(error, ValueError) else error
-        raise ValueError(f"chat backend: {' '.join(str(said).split())}") from error
-    return backend
+    return build_described(ChatBackend, description, "chat backend")  # type: ignore[type-abstract]

@@ -1,6 +1,5 @@
 """Chat models of transformers in this process: texts and images in, batches, exact choices."""
 
-import hashlib
 import inspect
 import math
 import time
@@ -29,6 +28,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from ..files import sha256_of_folder
 from .backend import ChatBackend
 from .messages import ChatRequest, ChatResponse, Message, best_choice
 
@@ -98,7 +98,7 @@ class TransformersChatBackend(ChatBackend):
         folder = Path(model)
         if folder.is_dir():
             if "_sha256" not in vars(self):
-                self._sha256 = _sha256_of_files(folder)
+                self._sha256 = sha256_of_folder(folder)
             model, revision = folder.name, self._sha256
         return {
             "backend": "transformers",
@@ -386,14 +386,6 @@ def _size(request: ChatRequest) -> int:
 
 def _begins(start: Ids, ids: Ids) -> bool:
     return ids[: len(start)] == start
-
-
-def _sha256_of_files(folder: Path) -> str:
-    whole = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
 
 
 def _one_line(error: Exception) -> str:
