@@ -130,6 +130,13 @@ class SlurmCluster:
         """Starts the daemon of a node."""
         self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
+    def restore(self) -> None:
+        """Ends all jobs, and starts the daemons of nodes that were killed."""
+        self.run("scancel", "--full", "--user", getpass.getuser(), check=False)
+        for node in NODES:
+            if f"slurmd-{node}" not in self.daemons:
+                self.start_node(node)
+
     def kill_daemon(self, node: str) -> None:
         """Kills the daemon of a node; what runs on the node goes on."""
         daemon = self.daemons.pop(f"slurmd-{node}")

@@ -59,5 +59,6 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(cluster: SlurmCluster, project: Path) -> Jobs:
-    return Jobs(cluster, project)
+def jobs(cluster: SlurmCluster, project: Path) -> Iterator[Jobs]:
+    yield Jobs(cluster, project)
+    cluster.restore()  # what a test that fails leaves behind would fail the next ones
