@@ -301,6 +301,9 @@ def test_a_trainer_of_ones_own_has_its_signals_back(tmp_path, fails):
         enable_model_summary=False,
         max_steps=2,
     )
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored in background jobs of a shell
     before = signal.getsignal(signal.SIGTERM)
     if fails:
         with pytest.raises(RuntimeError, match="as a step can"):
