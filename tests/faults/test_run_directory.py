@@ -40,3 +40,18 @@ def test_a_directory_that_cannot_be_written_to_is_named(project, capsys):
     assert main(["fit", "--config", "recipe.yaml", "--run_dir", "/dev/null/run"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error == "error: cannot write to the run directory /dev/null/run: Not a directory"
+
+
+def test_a_run_on_a_file_system_that_became_read_only_is_refused_and_goes_on_later(
+    small_disk, capsys
+):
+    fit = ["fit", "--config", "recipe.yaml", "--run_dir", str(small_disk / "run")]
+    assert main([*fit, "--trainer.max_steps", "2"]) == 0
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    assert main([*fit, "--ckpt_path", "auto"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: cannot write to the run directory ")
+    assert error.endswith(": Read-only file system")
+    subprocess.run([*remount[:2], "remount,rw", remount[3]], check=True)
+    assert main([*fit, "--ckpt_path", "auto", "--trainer.max_steps", "4"]) == 0

@@ -1,12 +1,8 @@
 """Checkpoints that cannot be written, and those that must not be: the older one is gone on from."""
 
-import os
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from comparison import assert_same, last_checkpoint, logged
@@ -30,18 +26,6 @@ def assert_ends_like_a_whole_run(run_dir: str | Path) -> None:
     names = {path.name for path in Path(run_dir, "checkpoints").iterdir()}
     assert {"last.ckpt", "previous.ckpt"} < names
     assert len(names) == 3  # and the best: nothing half written is left
-
-
-@pytest.fixture
-def small_disk(project: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    disk = project / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_ends_the_run_and_costs_nothing_that_was_saved(small_disk, capsys):
