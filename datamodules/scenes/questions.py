@@ -23,7 +23,7 @@ PHRASES: dict[Relation, str] = {"left": "left of", "above": "above", "larger": "
 CLEARLY_LARGER = 1.25  # ratio of areas
 SPOKEN_AS_VOWEL = re.compile(r"hour|heir|honou?r|honest", re.IGNORECASE)
 SPOKEN_AS_CONSONANT = re.compile(
-    r"uni(?!n|m)|us(?:e|age|ual|urp|b)|ut(?:en|il|op)|ukulele|eu|ewe|one\b|once\b|ouija",
+    r"uni(?![dmn])|us(?:e|age|ual|urp|b)|ut(?:en|il|op)|ukulele|eu|ewe|one\b|once\b|ouija",
     re.IGNORECASE,
 )
 

@@ -111,10 +111,9 @@ def scene_rows(
         annotations = [(image, [o.kind for o in scene.objects]) for image, scene in made.items()]
         rows = pope_questions(annotations, cast(Negatives, questions), scenes.seed)
         for row in rows:
-            asked = (
-                o.box for o in made[row["image"]].objects if exists_text(o.kind) == row["text"]
-            )
-            row |= {"bbox": list(box) for box in asked}
+            for item in made[row["image"]].objects:
+                if exists(item.kind, ()).text == row["text"]:
+                    row["bbox"] = list(item.box)
         return rows
     rng = np.random.default_rng((scenes.seed, QUESTION_SETS.index(questions)))
     rows = []
@@ -131,11 +130,6 @@ def scene_rows(
                 }
             )
     return rows
-
-
-def exists_text(kind: str) -> str:
-    """Returns POPE's question for a kind."""
-    return exists(kind, ()).text
 
 
 def _controls(
