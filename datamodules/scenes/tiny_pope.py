@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def scene_rows(
     """
     if questions in NEGATIVES:
         annotations = [(image, [o.kind for o in scene.objects]) for image, scene in made.items()]
-        rows = pope_questions(annotations, cast(Negatives, questions), scenes.seed)
+        rows = pope_questions(annotations, questions, scenes.seed)
         for row in rows:
             for item in made[row["image"]].objects:
                 if exists(item.kind, ()).text == row["text"]:
@@ -138,11 +138,10 @@ def _controls(
     """Returns the questions of a control about one scene."""
     objects, noun = scene.objects, scenes.noun
     if questions in ("left", "larger"):
-        kind = cast(Literal["left", "larger"], questions)
-        pairs = [pair for pair in clear_pairs(scene, kind) if pair[0] < pair[1]]
+        pairs = [pair for pair in clear_pairs(scene, questions) if pair[0] < pair[1]]
         chosen = rng.permutation(len(pairs))[:NUM_PER_IMAGE].tolist()
         both = [order for k in chosen for order in (pairs[k], pairs[k][::-1])]
-        return [relation(scene, kind, i, j, noun) for i, j in both]
+        return [relation(scene, questions, i, j, noun) for i, j in both]
     asked: list[Question] = []
     for i, item in enumerate(objects):
         if questions == "what":
