@@ -18,7 +18,10 @@ NUM_PER_IMAGE = 3  # objects that POPE asks about, each beside one that is absen
 
 
 def pope_questions(
-    annotations: Sequence[tuple[str, Sequence[str]]], negatives: Negatives, seed: int = 0
+    annotations: Sequence[tuple[str, Sequence[str]]],
+    negatives: Negatives,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Asks "Is there a ... in the image?" about annotated images, as POPE does.
 
@@ -31,6 +34,7 @@ def pope_questions(
             images; "adversarial", the one that occurs most often together with the kind just asked
             for. None is asked for twice about an image; of equals the first by name.
         seed: Of "random".
+        only: Asks only about these images; None: about all.
 
     Returns:
         Rows with POPE's keys: question_id from 1, image, text, label.
@@ -43,8 +47,9 @@ def pope_questions(
     together = Counter((a, b) for _, kinds in images for a in kinds for b in kinds if a != b)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
+    chosen = None if only is None else set(only)
     for name, kinds in images:
-        if len(kinds) < NUM_PER_IMAGE:
+        if len(kinds) < NUM_PER_IMAGE or (chosen is not None and name not in chosen):
             continue
         absent = sorted(popularity.keys() - set(kinds))
         if len(absent) < NUM_PER_IMAGE:
