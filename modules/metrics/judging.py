@@ -136,7 +136,7 @@ def read_vision_pairs(text: str) -> dict[str, Pair] | None:
     """Reads `accuracy` and `detailedness` of a judge of images; None if one is not there."""
     pairs = {}
     for name in ("accuracy", "detailedness"):
-        pair = _scores(re.search(rf"{name}\W*{NUMBER}[\s,]+{NUMBER}(?![\d.]*\d)", text, re.I))
+        pair = _scores(re.search(rf"{name}\W*{NUMBER}[ \t,]+{NUMBER}(?![ \t,.]*\d)", text, re.I))
         if pair is None:
             return None
         pairs[name] = pair
@@ -221,4 +221,4 @@ def _scores(found: re.Match[str] | None) -> Pair | None:
     if found is None:
         return None
     first, second = float(found[1]), float(found[2])
-    return (first, second) if 1 <= min(first, second) and max(first, second) <= SCALE else None
+    return (first, second) if min(first, second) >= 1 and max(first, second) <= SCALE else None

@@ -41,14 +41,13 @@ def answer_of_opera(text: str) -> Answer:
     return "no" if is_negative or any(word.endswith("n't") for word in words) else "yes"
 
 
-def answer_of_vcd(text: str, label: Answer) -> Answer:
+def answer_of_vcd(text: str, label: str) -> Answer:
     """Reads an answer as VCD: right, if it has the label anywhere in it.
 
     The label counts: "not" and "know" hold a "no", and what holds both is always right.
     """
-    if label in text.lower():
-        return label
-    return "no" if label == "yes" else "yes"
+    is_right = label in text.lower()
+    return "yes" if is_right == (label == "yes") else "no"
 
 
 def answer_of_logits(p_yes: float, p_no: float) -> Answer:
@@ -94,7 +93,7 @@ def first_token_probabilities(
 
 
 def read_answer(
-    extractor: Extractor, label: Answer, text: str, probabilities: Sequence[float] = ()
+    extractor: Extractor, label: str, text: str, probabilities: Sequence[float] = ()
 ) -> tuple[Answer, bool]:
     """Reads one answer; returns it, and whether it said anything.
 
@@ -167,7 +166,7 @@ class PopeMetric(QuestionMetric):
         pairs: list[Any] = [()] * len(labels) if probabilities is None else probabilities.tolist()
         rows = []
         for label, text, pair in zip(labels, said, pairs, strict=True):
-            if label != "yes" and label != "no":
+            if label not in ("yes", "no"):
                 raise ValueError(f"labels of POPE are yes or no, got {label!r}")
             answer, says_something = read_answer(self.extractor, label, text, pair)
             rows.append((answer == "yes", label == "yes", not says_something))
