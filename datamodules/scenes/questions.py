@@ -21,7 +21,7 @@ DESCRIBE = "Describe the image."
 Relation = Literal["left", "above", "larger"]
 PHRASES: dict[Relation, str] = {"left": "left of", "above": "above", "larger": "larger than"}
 CLEARLY_LARGER = 1.25  # ratio of areas
-SPOKEN_AS_VOWEL = re.compile(r"hour|heir|honou?r|honest", re.IGNORECASE)
+SPOKEN_AS_VOWEL = re.compile(r"hour|heir|honou?r|honest|1[18]\b", re.IGNORECASE)
 SPOKEN_AS_CONSONANT = re.compile(
     r"uni(?![dmn])|us(?:e|age|ual|urp|b)|ut(?:en|il|op)|ukulele|eu|ewe|one\b|once\b|ouija",
     re.IGNORECASE,
@@ -116,12 +116,8 @@ def where(scene: Scene, item: SceneObject) -> str:
 
 def with_article(noun: str) -> str:
     """Puts "a" or "an" before a word, by its sound: a 7, an 8, an orange, an hour, a unicorn."""
-    is_vowel = noun[0].lower() in "aeiou8" or re.match(r"1[18]\b", noun) is not None
-    if SPOKEN_AS_VOWEL.match(noun):
-        is_vowel = True
-    elif SPOKEN_AS_CONSONANT.match(noun):
-        is_vowel = False
-    return f"{'an' if is_vowel else 'a'} {noun}"
+    is_written = noun[0].lower() in "aeiou8" and not SPOKEN_AS_CONSONANT.match(noun)
+    return f"an {noun}" if is_written or SPOKEN_AS_VOWEL.match(noun) else f"a {noun}"
 
 
 def yes_no(truth: bool) -> str:

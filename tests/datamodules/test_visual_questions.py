@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from tenfold.datamodules.scenes import ObjectScenes
 from tenfold.datamodules.scenes.files import write_pope
 from tenfold.datamodules.scenes.tiny_pope import QUESTION_SETS
 from tenfold.datamodules.visual_questions import PopeDataModule, TinyPopeDataModule
+from tenfold.modules.metrics.pope import PopeMetric
 from torch.multiprocessing.spawn import spawn
 
 
@@ -206,6 +208,48 @@ def test_the_whole_of_tiny_pope_is_as_specified():
     assert {len(questions.questions) for questions in limited.sets} == {4}
     with pytest.raises(ValueError, match=r"set num_objects to \[3, 4\]"):
         TinyPopeDataModule(ObjectScenes(num_objects=(2, 3))).setup()
+
+
+class Asking(LightningModule):
+    """Answers what is right, and remembers what it was asked."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names, self.asked, self.metric = names, [], PopeMetric("pope")
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        assert set(batch["sets"]) == {self.names[dataloader_idx]}
+        self.asked += batch["question_ids"]
+        self.metric.update(batch["sets"], batch["question_ids"], batch["answers"], batch["answers"])
+
+    def on_test_epoch_end(self):
+        self.log_dict({f"test/{name}": value for name, value in self.metric.compute().items()})
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        return [{"id": identity} for identity in batch["question_ids"]]
+
+
+def test_a_trainer_asks_every_set_in_turn(tmp_path):
+    module = TinyPopeDataModule(
+        sizes=["tiny", "large"],
+        splits=["random", "left"],
+        num_scenes=3,
+        batch_size=4,
+        num_workers=1,
+    )
+    module.setup()
+    asking = Asking(module.names)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.test(asking, datamodule=module, verbose=False)
+    found = trainer.callback_metrics
+    expected = [q.id for questions in module.sets for q in questions.questions]
+    assert asking.asked == expected
+    assert found["test/large/left/accuracy"] == found["test/accuracy"] == 1
+    assert found["test/tiny/random/yes_ratio"] == 0.5
+    batches = trainer.predict(asking, datamodule=module)
+    ids = [row["id"] for loader in batches for batch in loader for row in batch]
+    assert ids == expected
 
 
 def _rank(rank: int, folder: str):
