@@ -85,11 +85,8 @@ class QuestionDataModule(LightningDataModule, ABC):
                 raise ValueError(f"{name} must be 1 or more, got {number}")
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
-        self.prompt_suffix, self.batch_size, self.num_workers = (
-            prompt_suffix,
-            batch_size,
-            num_workers,
-        )
+        self.prompt_suffix = prompt_suffix
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.max_questions, self.min_image_side, self.strict = max_questions, min_image_side, strict
         self.sets: list[QuestionSet] = []
 
