@@ -33,6 +33,7 @@ CLASSES = {
     "PopeDataModule": "tenfold.datamodules.visual_questions",
     "ProgressLines": "tenfold.callbacks.progress_lines",
     "QuantizationAwareTraining": "tenfold.callbacks.quantization",
+    "RandomAxisWarp": "tenfold.modules.perception_magnifier",
     "RandomState": "tenfold.callbacks.random_state",
     "RankWatch": "tenfold.callbacks.rank_watch",
     "RecordWriter": "tenfold.callbacks.records",
