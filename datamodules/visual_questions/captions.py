@@ -26,10 +26,7 @@ class ChairDataModule(QuestionDataModule):
         prompt: What is asked.
         num_images: Images, drawn at random from those of the captions; None: all.
         seed: Of the draw, 0 or more.
-        batch_size: Questions per batch and device.
-        num_workers: Processes that read images; 0 reads in the main one.
-        min_image_side: Least width and height in pixels: the side of a patch of the encoder.
-        strict: Whether a missing or too small image is an error, or left out and counted.
+        **settings: Those of `QuestionDataModule`.
 
     Raises:
         ValueError: A number out of range.
@@ -43,12 +40,9 @@ class ChairDataModule(QuestionDataModule):
         prompt: str = "Please describe this image in detail.",
         num_images: int | None = 500,
         seed: int = 0,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        min_image_side: int = 14,
-        strict: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__("", batch_size, num_workers, None, min_image_side, strict)
+        super().__init__(**settings)
         if num_images is not None and num_images < 1:
             raise ValueError(f"num_images must be 1 or more, got {num_images}")
         if seed < 0:

@@ -22,12 +22,7 @@ class LlavaBenchDataModule(QuestionDataModule):
     Args:
         root: Folder of the three files.
         image_dir: Folder of the images; COCO's val2014 files may have their prefix.
-        prompt_suffix: Follows each question.
-        batch_size: Questions per batch and device.
-        num_workers: Processes that read images; 0 reads in the main one.
-        max_questions: Asks only the first so many.
-        min_image_side: Least width and height in pixels: the side of a patch of the encoder.
-        strict: Whether a bad entry or image is an error, or left out and counted.
+        **settings: Those of `QuestionDataModule`.
 
     Raises:
         ValueError: A number out of range.
@@ -37,16 +32,9 @@ class LlavaBenchDataModule(QuestionDataModule):
         self,
         root: str,
         image_dir: str,
-        prompt_suffix: str = "",
-        batch_size: int = 8,
-        num_workers: int = 0,
-        max_questions: int | None = None,
-        min_image_side: int = 14,
-        strict: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            prompt_suffix, batch_size, num_workers, max_questions, min_image_side, strict
-        )
+        super().__init__(**settings)
         self.root, self.image_dir = Path(root).expanduser(), Path(image_dir).expanduser()
 
     def read(self) -> list[QuestionSet]:

@@ -30,11 +30,7 @@ class MmeDataModule(QuestionDataModule):
             is that of the folders, or `label` where an entry has it. None: the folders' questions.
         categories: Asks only these.
         prompt_suffix: Follows each question; in a question file it is taken off first.
-        batch_size: Questions per batch and device.
-        num_workers: Processes that read images; 0 reads in the main one.
-        max_questions: Asks only the first so many.
-        min_image_side: Least width and height in pixels: the side of a patch of the encoder.
-        strict: Whether a bad entry or image is an error, or left out and counted.
+        **settings: Those of `QuestionDataModule`.
 
     Raises:
         ValueError: A number out of range.
@@ -46,15 +42,9 @@ class MmeDataModule(QuestionDataModule):
         question_file: str | None = None,
         categories: Sequence[str] | None = None,
         prompt_suffix: str = SUFFIX,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        max_questions: int | None = None,
-        min_image_side: int = 14,
-        strict: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            prompt_suffix, batch_size, num_workers, max_questions, min_image_side, strict
-        )
+        super().__init__(prompt_suffix, **settings)
         self.root = Path(root).expanduser()
         self.question_file = None if question_file is None else Path(question_file).expanduser()
         self.categories = None if categories is None else list(categories)

@@ -62,11 +62,7 @@ class PopeDataModule(QuestionDataModule):
             `root/images` for those not named.
         provenance: Names the copy, in place of what is said above.
         prompt_suffix: Follows each question.
-        batch_size: Questions per batch and device.
-        num_workers: Processes that read images; 0 reads in the main one.
-        max_questions: Asks only the first so many of each set.
-        min_image_side: Least width and height in pixels: the side of a patch of the encoder.
-        strict: Whether a bad entry or image is an error, or left out and counted.
+        **settings: Those of `QuestionDataModule`.
 
     Raises:
         ValueError: A number out of range.
@@ -80,15 +76,9 @@ class PopeDataModule(QuestionDataModule):
         image_dirs: Mapping[str, str] | None = None,
         provenance: str | None = None,
         prompt_suffix: str = " Please answer this question with one word.",
-        batch_size: int = 8,
-        num_workers: int = 0,
-        max_questions: int | None = None,
-        min_image_side: int = 14,
-        strict: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            prompt_suffix, batch_size, num_workers, max_questions, min_image_side, strict
-        )
+        super().__init__(prompt_suffix, **settings)
         self.root = Path(root).expanduser()
         self.datasets, self.splits, self.provenance = list(datasets), list(splits), provenance
         self.image_dirs = dict(image_dirs or {})
@@ -139,10 +129,8 @@ class TinyPopeDataModule(QuestionDataModule):
         splits: POPE's "random", "popular", "adversarial" (six questions about a scene); controls:
             "what" (is the red digit), "is" (the red digit a 7), "left" (of), "larger" (than).
         num_scenes: Scenes of each size.
-        prompt_suffix: Follows each question.
         batch_size: Questions per batch and device.
-        num_workers: Processes that draw; 0 draws in the main one.
-        max_questions: Asks only the first so many of each set.
+        **settings: Those of `QuestionDataModule`.
 
     Raises:
         ValueError: A number out of range, or scenes of fewer than three objects.
@@ -154,12 +142,10 @@ class TinyPopeDataModule(QuestionDataModule):
         sizes: Sequence[Literal["tiny", "medium", "large"]] = ("tiny", "medium", "large"),
         splits: Sequence[TinyPopeSet] = ("random", "popular", "adversarial", "left", "larger"),
         num_scenes: int = 500,
-        prompt_suffix: str = "",
         batch_size: int = 64,
-        num_workers: int = 0,
-        max_questions: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(prompt_suffix, batch_size, num_workers, max_questions, min_image_side=1)
+        super().__init__(batch_size=batch_size, **settings)
         if num_scenes < 1:
             raise ValueError(f"num_scenes must be 1 or more, got {num_scenes}")
         self.scenes = ObjectScenes() if scenes is None else scenes
