@@ -18,10 +18,10 @@ def scenes(
 ) -> None:
     """Write scenes with questions in the format of a benchmark.
 
-    `tenfold scenes --format pope --out data/tinypope` writes images and POPE's three question
-    files: digits on tiny coloured tiles. `mucr`: pairs of cause and effect in groups of four.
-    `winoground`: pairs of images and captions in which two shapes change places. What is written
-    depends on format, number and seed alone. Scores on it are no scores of the benchmark.
+    `tenfold scenes --format pope --out data/tinypope` writes images, POPE's three question files
+    and four of controls: digits on tiny coloured tiles. `mucr`: pairs of cause and effect in groups
+    of four. `winoground`: pairs of images and captions in which two shapes change places. What is
+    written depends on format, number and seed alone. Scores on it are no scores of the benchmark.
 
     Args:
         format: Whose.

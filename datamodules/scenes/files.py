@@ -5,74 +5,17 @@ So that what reads a benchmark can be tried, tested and compared without one.
 
 import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Any, Literal
 
 from ...modules.files import atomic_path, atomic_write
 from .cause_effect import NUM_SIBLINGS, CauseEffectScenes, CausePair
 from .objects import ObjectScenes
-from .questions import exists, with_article, yes_no
-from .scene import FloatArray, Scene, SceneObject, Split, to_pil
-
-Negatives = Literal["random", "popular", "adversarial"]
-NEGATIVES: tuple[Negatives, ...] = get_args(Negatives)
-NUM_PER_IMAGE = 3  # objects that POPE asks about, each beside one that is absent
-
-
-def pope_questions(
-    annotations: Sequence[tuple[str, Sequence[str]]], negatives: Negatives, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Asks "Is there a ... in the image?" about annotated images, as POPE does.
-
-    About each image with three objects or more there are six questions: in turn, one about an
-    object that is there and one about an object that is not.
-
-    Args:
-        annotations: Of each image, its file name and the kinds of its objects.
-        negatives: Which absent kind is asked for: "random"; "popular", the one that occurs in most
-            images; "adversarial", the one that occurs most often together with the kind just asked
-            for. None is asked for twice about an image; of equals the first by name.
-        seed: Of "random".
-
-    Returns:
-        Rows with POPE's keys: question_id from 1, image, text, label.
-
-    Raises:
-        ValueError: There are not enough absent kinds for an image.
-    """
-    images = [(name, list(dict.fromkeys(kinds))) for name, kinds in annotations]
-    popularity = Counter(kind for _, kinds in images for kind in kinds)
-    together = Counter((a, b) for _, kinds in images for a in kinds for b in kinds if a != b)
-    rng = np.random.default_rng(seed)
-    rows: list[dict[str, Any]] = []
-    for name, kinds in images:
-        if len(kinds) < NUM_PER_IMAGE:
-            continue
-        absent = sorted(popularity.keys() - set(kinds))
-        if len(absent) < NUM_PER_IMAGE:
-            raise ValueError(
-                f"{name}: only {len(absent)} kinds of the data set are not in it, and POPE asks "
-                f"for {NUM_PER_IMAGE}: use more kinds or fewer objects"
-            )
-        for kind in kinds[:NUM_PER_IMAGE]:
-            if negatives == "random":
-                missing = absent[rng.integers(len(absent))]
-            elif negatives == "popular":
-                missing = max(absent, key=lambda other: popularity[other])
-            else:
-                pairs = {other: together[kind, other] for other in absent}
-                missing = max(absent, key=pairs.__getitem__)
-            absent.remove(missing)
-            for shown, label in ((kind, True), (missing, False)):
-                text = f"Is there {with_article(shown)} in the image?"
-                row = {"question_id": len(rows) + 1, "image": name, "text": text}
-                rows.append({**row, "label": yes_no(label)})
-    return rows
+from .questions import with_article
+from .scene import FloatArray, SceneObject, Split, to_pil
+from .tiny_pope import QUESTION_SETS, numbered_scenes, scene_rows
 
 
 def write_pope(
@@ -83,10 +26,11 @@ def write_pope(
     name: str = "tinypope",
     split: Split = "test",
 ) -> list[Path]:
-    """Writes `images/*.png` and `<name>_pope_{random,popular,adversarial}.json`.
+    """Writes TinyPOPE: `images/*.png` and `<name>_pope_<questions>.json`.
 
-    The files are JSON lines, as POPE's are. A question about an object that is there has one key
-    more, `bbox`: left, top, right, bottom in pixels.
+    There is one file for each of `tiny_pope.QUESTION_SETS`: POPE's random, popular and adversarial,
+    and the controls. The files are JSON lines, as POPE's are, with one key more, `bbox`, where a
+    question is about objects that are there: left, top, right, bottom in pixels, or a list of such.
 
     Args:
         scenes: Which scenes.
@@ -102,26 +46,15 @@ def write_pope(
     Raises:
         ValueError: A scene has fewer than three objects.
     """
-    if scenes.num_objects[0] < NUM_PER_IMAGE:
-        raise ValueError(f"POPE asks about {NUM_PER_IMAGE} objects: set num_objects to [3, 4]")
-    made = {f"{name}_{i:06d}.png": scenes.scene(split, i, size) for i in range(num_images)}
+    made = numbered_scenes(scenes, num_images, size, name, split)
     for image, scene in made.items():
         _write_png(Path(folder) / "images" / image, scene.render())
-    annotations = [(image, [item.kind for item in scene.objects]) for image, scene in made.items()]
-    paths = []
-    for negatives in NEGATIVES:
-        rows = pope_questions(annotations, negatives, scenes.seed)
-        for row in rows:
-            box = _box_of(row["text"], made[row["image"]])
-            row |= {} if box is None else {"bbox": list(box)}
-        paths.append(Path(folder) / f"{name}_pope_{negatives}.json")
-        _write_lines(paths[-1], rows)
-    return paths
-
-
-def _box_of(text: str, scene: Scene) -> tuple[int, int, int, int] | None:
-    """Returns the box of the object that a question asks for."""
-    return next((o.box for o in scene.objects if exists(o.kind, (0,)).text == text), None)
+    return [
+        _write_lines(
+            Path(folder) / f"{name}_pope_{questions}.json", scene_rows(scenes, made, questions)
+        )
+        for questions in QUESTION_SETS
+    ]
 
 
 def write_mucr(

@@ -1,5 +1,6 @@
 """Questions about a scene, with answers that are true, and captions."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -8,15 +9,23 @@ import numpy as np
 from .scene import Question, Scene, SceneObject
 
 QuestionKind = Literal[
-    "what", "colour", "where", "is", "exists", "left", "above", "count", "caption"
+    "what", "colour", "where", "is", "exists", "left", "above", "larger", "count", "caption"
 ]
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 # Words that questions and answers consist of besides kinds, colours and the noun.
 WORDS = (
     "what is the a an ? where colour there in image left right top bottom of above many how are "
-    "yes no describe . , and 1 2 3 4 5 6 7 8 9"
+    "yes no describe . , and 1 2 3 4 5 6 7 8 9 larger than"
 )
 DESCRIBE = "Describe the image."
+Relation = Literal["left", "above", "larger"]
+PHRASES: dict[Relation, str] = {"left": "left of", "above": "above", "larger": "larger than"}
+CLEARLY_LARGER = 1.25  # ratio of areas
+SPOKEN_AS_VOWEL = re.compile(r"hour|heir|honou?r|honest|1[18]\b", re.IGNORECASE)
+SPOKEN_AS_CONSONANT = re.compile(
+    r"uni(?![dmn])|us(?:e|age|ual|urp|b)|ut(?:en|il|op)|ukulele|eu|ewe|one\b|once\b|ouija",
+    re.IGNORECASE,
+)
 
 
 def ask(
@@ -31,7 +40,7 @@ def ask(
     Args:
         scene: What is asked about; its objects have each a kind and a colour of their own.
         kind: "what" (is the red digit), "colour", "where", "is" (the red digit a 7), "exists",
-            "left" and "above" (relations), "count", "caption".
+            "left", "above" and "larger" (relations), "count", "caption".
         rng: Where chance comes from.
         noun: The word for an object.
         kinds: All kinds, from which absent ones are taken.
@@ -62,8 +71,16 @@ def ask(
             absent = [k for k in kinds if k not in {other.kind for other in objects}]
             shown = item.kind if truth else absent[rng.integers(len(absent))]
             return exists(shown, (i,) if truth else ())
-        case "left" | "above":
-            return _relation(scene, kind, i, rng, noun)
+        case "left" | "above" | "larger":
+            if len(objects) < 2:
+                raise ValueError(
+                    f"questions: {kind!r} compares two objects: num_objects must be 2 or more"
+                )
+            j = int((i + rng.integers(1, len(objects))) % len(objects))
+            if kind == "larger":
+                pairs = clear_pairs(scene, kind) or [(i, j)]
+                i, j = pairs[rng.integers(len(pairs))]
+            return relation(scene, kind, i, j, noun)
         case "count":
             places = tuple(range(len(objects)))
             text = f"How many {noun}s are there in the image?"
@@ -98,8 +115,9 @@ def where(scene: Scene, item: SceneObject) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Puts "a" or "an" before a word: a 7, an 8, an orange."""
-    return f"an {noun}" if noun[0].lower() in "aeiou8" else f"a {noun}"
+    """Puts "a" or "an" before a word, by its sound: a 7, an 8, an orange, an hour, a unicorn."""
+    is_written = noun[0].lower() in "aeiou8" and not SPOKEN_AS_CONSONANT.match(noun)
+    return f"an {noun}" if is_written or SPOKEN_AS_VOWEL.match(noun) else f"a {noun}"
 
 
 def yes_no(truth: bool) -> str:
@@ -107,15 +125,28 @@ def yes_no(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def _relation(
-    scene: Scene, kind: Literal["left", "above"], i: int, rng: np.random.Generator, noun: str
-) -> Question:
-    objects = scene.objects
-    if len(objects) < 2:
-        raise ValueError(f"questions: {kind!r} compares two objects: num_objects must be 2 or more")
-    j = int((i + rng.integers(1, len(objects))) % len(objects))
-    axis = 0 if kind == "left" else 1
-    truth = objects[i].centre[axis] < objects[j].centre[axis]
-    relation = "left of" if kind == "left" else "above"
-    text = f"Is the {objects[i].colour} {noun} {relation} the {objects[j].colour} {noun}?"
+def relation(scene: Scene, kind: Relation, i: int, j: int, noun: str) -> Question:
+    """Asks whether object i is left of, above or larger (of more area) than object j."""
+    one, other = scene.objects[i], scene.objects[j]
+    if kind == "larger":
+        truth = one.area > other.area
+    else:
+        axis = 0 if kind == "left" else 1
+        truth = one.centre[axis] < other.centre[axis]
+    text = f"Is the {one.colour} {noun} {PHRASES[kind]} the {other.colour} {noun}?"
     return Question(kind, text, yes_no(truth), (i, j))
+
+
+def clear_pairs(scene: Scene, kind: Relation) -> list[tuple[int, int]]:
+    """Returns the pairs of objects, each in both orders, of which one is (clearly) more.
+
+    Areas count as different from a ratio of 1.25 on, places from half a pixel on.
+    """
+    if kind == "larger":
+        values = [float(np.log(item.area) / np.log(CLEARLY_LARGER)) for item in scene.objects]
+        least = 1.0
+    else:
+        values = [item.centre[0 if kind == "left" else 1] for item in scene.objects]
+        least = 0.5
+    places = range(len(values))
+    return [(i, j) for i in places for j in places if abs(values[i] - values[j]) >= least]

@@ -86,6 +86,12 @@ class SceneObject:
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 
+    @property
+    def area(self) -> int:
+        """Area of the box in pixels."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
 
 @dataclass(frozen=True)
 class Question:

@@ -145,6 +145,12 @@ def test_answers_are_true(objects, index):
             first, second = by_colour[words[2]], by_colour[words[-2]]
             axis = int(kind == "above")
             assert (first.centre[axis] < second.centre[axis]) == (answer == "yes")
+        elif kind == "larger":
+            first, second = by_colour[words[2]], by_colour[words[-2]]
+            assert (first.area > second.area) == (answer == "yes")
+            ratios = [a.area / b.area for a in scene.objects for b in scene.objects]
+            if max(ratios) > 1.26:
+                assert abs(np.log(first.area / second.area)) > np.log(1.24)
         elif kind == "where":
             x, y = by_colour[words[3]].centre
             assert ("left" in answer) == (x < scene.canvas / 2)
@@ -175,6 +181,12 @@ def test_articles_are_those_of_english():
         *("a 7", "an 8", "an orange"),
         *("a circle", "an umbrella", "an apple"),
     ]
+    # By sound, not by letter; all else that begins with "u" or "h" as it is written.
+    for noun in ("unicorn", "uniform", "utensil", "USB stick", "ukulele", "one-way sign", "house"):
+        assert with_article(noun) == f"a {noun}"
+    for noun in ("hourglass", "heirloom", "11", "18", "80", "uninteresting thing", "urn", "usher"):
+        assert with_article(noun) == f"an {noun}"
+    assert with_article("cat and a bat") == "a cat and a bat"  # the rest is left as it is
 
 
 def test_a_caption_can_leave_objects_out():

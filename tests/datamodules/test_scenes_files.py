@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -10,14 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 from tenfold.datamodules.scenes import CauseEffectScenes, ObjectScenes
-from tenfold.datamodules.scenes.files import (
-    NEGATIVES,
-    pope_questions,
-    write_mucr,
-    write_pope,
-    write_winoground,
-)
+from tenfold.datamodules.scenes.files import write_mucr, write_pope, write_winoground
 from tenfold.datamodules.scenes.scene import COLOURS
+from tenfold.datamodules.scenes.tiny_pope import NEGATIVES, QUESTION_SETS, pope_questions
 from tenfold.recipes.cli import main
 
 
@@ -65,11 +61,42 @@ def test_pope_needs_absent_kinds():
         pope_questions([("a.png", ["x", "y", "z"])], "random")
 
 
+def check_controls(scenes, path):
+    """Every answer follows from the objects that are in `bbox`, whose order is the question's."""
+    rows = read_lines(path)
+    kind = path.stem.rpartition("_")[2]
+    assert [row["question_id"] for row in rows] == [*range(1, len(rows) + 1)]
+    for name, asked in groupby(rows, key=lambda row: row["image"]):
+        scene = scenes.scene("test", int(name[-10:-4]), "tiny")
+        by_box = {item.box: item for item in scene.objects}
+        asked = list(asked)
+        assert len({row["text"] for row in asked}) == len(asked)
+        if kind == "what":
+            assert len(asked) == len(scene.objects)
+        else:
+            assert 2 * sum(row["label"] == "yes" for row in asked) == len(asked) <= 6
+        if kind in ("is", "left"):
+            assert len(asked) == 6
+        for row in asked:
+            boxes = row["bbox"] if isinstance(row["bbox"][0], list) else [row["bbox"]]
+            one, *others = (by_box[tuple(box)] for box in boxes)
+            truths = {"what": one.kind, "is": one.kind == row["text"].split()[-1][:-1]}
+            text = {"what": f"What is the {one.colour} digit?"}.get(kind, row["text"])
+            if others:
+                truths = {"left": one.centre[0] < others[0].centre[0]}
+                truths["larger"] = one.area > 1.2 * others[0].area
+                phrase = {"left": "left of", "larger": "larger than"}[kind]
+                text = f"Is the {one.colour} digit {phrase} the {others[0].colour} digit?"
+            assert row["text"] == text
+            truth = truths[kind]
+            assert row["label"] == (truth if kind == "what" else "yes" if truth else "no")
+
+
 def test_pope_files_have_the_format_of_the_benchmark(tmp_path):
     scenes = ObjectScenes()
     paths = write_pope(scenes, tmp_path, num_images=6)
-    assert [path.name for path in paths] == [f"tinypope_pope_{n}.json" for n in NEGATIVES]
-    for path in paths:
+    assert [path.name for path in paths] == [f"tinypope_pope_{n}.json" for n in QUESTION_SETS]
+    for path in paths[:3]:
         rows = read_lines(path)
         assert len(rows) == 36
         # As in the files of RUCAIBox/POPE: these keys, in this order.
@@ -81,6 +108,8 @@ def test_pope_files_have_the_format_of_the_benchmark(tmp_path):
             assert (kind in kinds) == (row["label"] == "yes") == ("bbox" in row)
             if "bbox" in row:
                 assert tuple(row["bbox"]) == kinds[kind]
+    for path in paths[3:]:
+        check_controls(scenes, path)
     image = np.asarray(Image.open(tmp_path / "images" / "tinypope_000003.png")) / 255
     drawn = scenes.scene("test", 3, "tiny").render().transpose(1, 2, 0)
     assert np.abs(image - drawn).max() < 0.003
