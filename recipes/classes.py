@@ -29,6 +29,7 @@ CLASSES = {
     "PointNet2": "tenfold.modules.point_cloud",
     "ProgressLines": "tenfold.callbacks.progress_lines",
     "QuantizationAwareTraining": "tenfold.callbacks.quantization",
+    "RandomAxisWarp": "tenfold.modules.perception_magnifier",
     "RandomState": "tenfold.callbacks.random_state",
     "RankWatch": "tenfold.callbacks.rank_watch",
     "RecordWriter": "tenfold.callbacks.records",
