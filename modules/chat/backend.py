@@ -1,12 +1,14 @@
 """The one interface to chat models, wherever they run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..descriptions import Rebuildable, build_described
 from .messages import ChatRequest, ChatResponse
 from .progress import track
+
+Keep = Callable[[int, ChatResponse], None]
 
 
 class ChatBackend(Rebuildable, ABC):
@@ -28,10 +30,18 @@ class ChatBackend(Rebuildable, ABC):
         """All that decides an answer beside the request, as plain JSON without secrets."""
 
     @abstractmethod
-    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+    def answer(
+        self, requests: Sequence[ChatRequest], keep: Keep | None = None
+    ) -> Iterator[tuple[int, ChatResponse]]:
         """Yields (place of the request, response) in the order in which answers arrive.
 
         A request that cannot be answered gets a response with an `error`.
+
+        Args:
+            requests: What to answer.
+            keep: Called with what is yielded where answers arrive before that, in another thread:
+                so what has been paid for is kept even if the process is killed before its turn.
+                A backend that has nothing waiting need not call it.
 
         Raises:
             ValueError: No request can be answered, or too many were not.

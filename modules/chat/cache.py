@@ -2,7 +2,7 @@
 
 A folder holds one append-only file of JSON lines per process, named by rank. Every process reads
 all of them, so that a run may go on with more or fewer, and appends to its own. What an answer
-depends on is its key: a request that was ever answered is never sent again.
+depends on is its key: a request whose answer a process has read is never sent again.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .backend import ChatBackend
+from .backend import ChatBackend, Keep
 from .limits import rank_and_world_size
 from .messages import ChatRequest, ChatResponse, sha256_of
 from .records import RecordIndex
@@ -60,7 +60,9 @@ class CachedBackend(ChatBackend):
         """That of the backend."""
         return self.backend.identity
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+    def answer(
+        self, requests: Sequence[ChatRequest], keep: Keep | None = None
+    ) -> Iterator[tuple[int, ChatResponse]]:
         """See `ChatBackend`."""
         store: _AnswerStore | None = vars(self).get("_store")
         if store is None or store.process != os.getpid():
@@ -82,10 +84,16 @@ class CachedBackend(ChatBackend):
         if not missing:
             return
         asked = [places[key][0] for key in missing]
+        kept: set[int] = set()
+
+        def put(place: int, response: ChatResponse) -> None:
+            if not response.error and place not in kept:
+                store.put(missing[place], digests[asked[place]], response)
+                kept.add(place)
+
         try:
-            for place, response in self.backend.answer([requests[index] for index in asked]):
-                if not response.error:
-                    store.put(missing[place], digests[asked[place]], response)
+            for place, response in self.backend.answer([requests[i] for i in asked], put):
+                put(place, response)
                 yield from ((index, response) for index in places[missing[place]])
         finally:
             store.sync()

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from .backend import ChatBackend
+from .backend import ChatBackend, Keep
 from .limits import RateLimit, backoff, rank_and_world_size, retry_after
 from .messages import ChatRequest, ChatResponse
 from .openai_wire import MalformedAnswerError, UnscoredAnswerError, read_completion, request_body
@@ -138,21 +138,21 @@ class OpenAIChatBackend(ChatBackend):
             "extra_body": self.extra_body,
         }
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+    def answer(
+        self, requests: Sequence[ChatRequest], keep: Keep | None = None
+    ) -> Iterator[tuple[int, ChatResponse]]:
         """See `ChatBackend`."""
         session: _Session | None = vars(self).get("_session")
         if session is None or session.process != os.getpid():  # threads do not survive a fork
             session = self._session = _Session(self)
         answers: Answers = queue.SimpleQueue()
-        unkept = asyncio.Semaphore(self.max_concurrency)
-        work = session.answer_all(requests, self, answers, unkept)
+        work = session.answer_all(requests, self, answers, keep)
         run = asyncio.run_coroutine_threadsafe(work, session.loop)
         try:
             while (item := answers.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item
-                session.loop.call_soon_threadsafe(unkept.release)
         finally:
             run.cancel()
 
@@ -208,19 +208,16 @@ class _Session:
         requests: Sequence[ChatRequest],
         settings: OpenAIChatBackend,
         answers: Answers,
-        unkept: asyncio.Semaphore,
+        keep: Keep | None,
     ) -> None:
-        """Puts the answer to each request, then None; or what ended the work early.
-
-        Whoever takes an answer and has kept it releases `unkept`: so a caller that is slower than
-        the server holds it back, and what a kill may lose is bounded.
-        """
+        """Keeps and puts the answer to each request, then None; or what ended the work early."""
         remaining = iter(enumerate(requests))
 
         async def work() -> None:
             for index, request in remaining:
                 response = await self._answer(request, settings)
-                await unkept.acquire()
+                if keep is not None:
+                    keep(index, response)
                 answers.put((index, response))
 
         num_workers = min(settings.max_concurrency, len(requests))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .backend import ChatBackend
+from .backend import ChatBackend, Keep
 from .cache import read_response
 from .messages import ChatRequest, ChatResponse
 from .records import RecordIndex
@@ -48,7 +48,9 @@ class ReplayBackend(ChatBackend):
         """See `ChatBackend`."""
         return {"backend": "replay", "path": str(self.path)}
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+    def answer(
+        self, requests: Sequence[ChatRequest], keep: Keep | None = None
+    ) -> Iterator[tuple[int, ChatResponse]]:
         """See `ChatBackend`."""
         index: RecordIndex | None = vars(self).get("_index")
         if index is None:

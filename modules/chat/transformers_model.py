@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from ..files import sha256_of_folder
-from .backend import ChatBackend
+from .backend import ChatBackend, Keep
 from .messages import ChatRequest, ChatResponse, Message, best_choice
 
 Ids = tuple[int, ...]
@@ -109,7 +109,9 @@ class TransformersChatBackend(ChatBackend):
             "chat_template_kwargs": self.chat_template_kwargs,
         }
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+    def answer(
+        self, requests: Sequence[ChatRequest], keep: Keep | None = None
+    ) -> Iterator[tuple[int, ChatResponse]]:
         """See `ChatBackend`."""
         if "_loaded" not in vars(self):
             # A copy has no weights: so they go with this object, at once.

@@ -5,9 +5,10 @@
 Requests go through a cache to a server in a process of its own, 64 at a time. Each kill is a
 SIGKILL a random time after a random number of requests; then half a line is added to the file, as a
 machine that goes down may leave it, and the next process goes on. The server's log tells what was
-sent: nothing that was answered before may be in it again, and in the end the answers must be those
-of a run without kills. Then two ranks and after them three ask through one cache. Processes are
-forked from one that has imported and used everything.
+sent: nothing whose answer was read may be in it again, and in the end the answers must be those of
+a run without kills. What the server had answered and the process had not yet read when it was
+killed is lost with its connections; it is counted. Then two ranks and after them three ask through
+one cache. Processes are forked from one that has imported and used everything.
 """
 
 import argparse
@@ -67,6 +68,11 @@ class Trial:
         """The questions that reached the server after the first `since`."""
         return [json.loads(line)["text"] for line in self.log.read_text().splitlines()[since:]]
 
+    def answered(self, since: int = 0) -> list[str]:
+        """The questions whose answers the server handed to the network after the first `since`."""
+        lines = self.log.with_suffix(".answered").read_text().splitlines()[since:]
+        return [json.loads(line) for line in lines]
+
     def wait_until_sent(self, number: int) -> None:
         while self.log.read_bytes().count(b"\n") < number:
             time.sleep(0.001)
@@ -86,14 +92,16 @@ def kill_and_compare(trial: Trial, kills: int, drawn: random.Random) -> str:
     assert whole == {question: answer_to(question) for question in expected}
     assert sorted(trial.sent()) == sorted(expected)
 
-    cache, stages, unkept = trial.folder / "killed", [], 0
+    cache, stages, unkept, unread = trial.folder / "killed", [], 0, 0
     cache.mkdir()
     for _ in range(kills):
         answered, before = stored(cache), len(trial.sent())
+        num_handed = len(trial.answered())
         process = trial.start(cache)
         most = min(len(expected) - len(answered), 2 * len(expected) // kills)
         trial.wait_until_sent(before + drawn.randint(0, most))
         time.sleep(drawn.uniform(0, 0.1))
+        handed = set(trial.answered(num_handed))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         time.sleep(0.2)  # until the server has written down what it was sent
@@ -101,6 +109,7 @@ def kill_and_compare(trial: Trial, kills: int, drawn: random.Random) -> str:
         assert not answered & sent, f"sent again: {answered & sent}"
         assert len(sent - kept) <= 128, "more was lost than was under way"
         unkept += len(sent - kept)
+        unread += len(handed - kept)
         stages.append(len(kept))
         for path in cache.glob("*.jsonl"):
             with path.open("ab") as file:
@@ -117,7 +126,8 @@ def kill_and_compare(trial: Trial, kills: int, drawn: random.Random) -> str:
         assert len(trial.sent(before)) == number
     return (
         f"{kills} kills, with {stages} of {len(expected)} answered: none of these sent again, "
-        f"{unkept} were under way; answers identical; 2 ranks asked all, 3 after them nothing"
+        f"{unkept} were under way, of them {unread} on the way back; answers identical; "
+        "2 ranks asked all, 3 after them nothing"
     )
 
 

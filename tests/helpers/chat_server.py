@@ -33,12 +33,14 @@ class ChatServer:
 
     Attributes:
         seconds: Service time of each request.
-        log: Path of a file that gets the text of each request, one per line.
+        log: Path of a file that gets the text of each request, one per line; one beside it, with
+            the suffix `.answered`, the text of each whole answer that was handed to the network.
         in_flight: Requests being served now, and the most there were.
     """
 
     def __init__(self, log: Path, seconds: float = 0.0, jitter: float = 0.0):
         self.log, self.seconds, self.jitter = log.open("a", buffering=1), seconds, jitter
+        self.answered = log.with_suffix(".answered").open("a", buffering=1)
         self.seen: Counter[str] = Counter()
         self.in_flight = self.most_in_flight = 0
 
@@ -96,6 +98,7 @@ class ChatServer:
         name = next((name for name in FAULTS if name in text), None)
         if name is None or ("once" in text and self.seen[text] > 1):
             self.send(writer, 200, whole)
+            self.answered.write(json.dumps(text) + "\n")
         elif name == "busy":
             self.send(writer, 429, '{"error": {"message": "busy"}}', {"Retry-After": "1"})
         elif name == "away":

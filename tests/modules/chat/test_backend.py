@@ -118,7 +118,7 @@ def test_what_a_backend_cannot_do_is_refused_before_it_is_asked():
         def identity(self):
             return {"model": "silent"}
 
-        def answer(self, requests):
+        def answer(self, requests, keep=None):
             raise AssertionError("asked")
 
     with pytest.raises(ValueError, match="Silent cannot score choices: parse its answers"):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tenfold.modules.chat import CachedBackend, ChatBackend, ChatRequest, ChatResponse, Message
+from tenfold.modules.chat.backend import Keep
 from tenfold.modules.chat.records import RecordIndex
 
 
@@ -29,7 +30,9 @@ class Counting(ChatBackend):
     def identity(self) -> dict[str, Any]:
         return {"backend": "counting", "name": self.name}
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatResponse]]:
+    def answer(
+        self, requests: Sequence[ChatRequest], keep: Keep | None = None
+    ) -> Iterator[tuple[int, ChatResponse]]:
         for place, request in reversed(list(enumerate(requests))):
             text = str(request.turns[-1].parts[-1])
             self.asked.append(text)

@@ -58,6 +58,19 @@ def test_requests_in_flight_are_bounded(start):
     assert server.statistics == {"most_in_flight": 7, "num_requests": 70}
 
 
+def test_answers_are_kept_before_the_caller_takes_them(server, tmp_path):
+    cache = CachedBackend(server.backend(), tmp_path / "cache")
+    taken = cache.answer([ChatRequest(f"{number}") for number in range(20)])
+    next(taken)  # and the caller is busy with it
+    (path,) = (tmp_path / "cache").glob("*.jsonl")
+    give_up = time.monotonic() + 20
+    while path.read_bytes().count(b"\n") < 20:
+        assert time.monotonic() < give_up, "answers wait for the caller"
+        time.sleep(0.01)
+    assert len([*taken]) == 19
+    assert path.read_bytes().count(b"\n") == 20
+
+
 def test_every_transient_fault_is_survived(server):
     texts = [f"{fault} once" for fault in RETRIED]
     responses = server.backend(**FAST).generate([ChatRequest(text) for text in texts])
