@@ -208,3 +208,18 @@ def upsample(
     """
     resized = F.interpolate(map_hw[None, None], size, mode=mode, align_corners=False)
     return resized[0, 0].clamp(min=0)
+
+
+def without_padding(pixels_HW: Tensor, content: tuple[float, float, float, float]) -> Tensor:
+    """Gives the padding of an image the least of its map.
+
+    Args:
+        pixels_HW: The map.
+        content: Left, top, right, bottom of what is no padding, as shares.
+    """
+    height, width = pixels_HW.shape
+    left, top, right, bottom = content
+    is_content = torch.zeros_like(pixels_HW, dtype=torch.bool)
+    columns = slice(round(left * width), round(right * width))
+    is_content[round(top * height) : round(bottom * height), columns] = True
+    return torch.where(is_content, pixels_HW, pixels_HW.amin())

@@ -115,14 +115,21 @@ def image_features(network: PreTrainedModel, inputs: Mapping[str, Any]) -> Tenso
         network: Any image-text-to-text model with `get_image_features`.
         inputs: What its processor returned; token inputs are ignored.
     """
+    return torch.cat(features_of_images(network, inputs))
+
+
+def features_of_images(network: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """As `image_features`, in the parts that the model returns: images, or conversations."""
     encode: Any = network.base_model.get_image_features
     known = inspect.signature(encode).parameters
-    output = encode(**{name: value for name, value in inputs.items() if name in known})
+    return split_features(encode(**{k: value for k, value in inputs.items() if k in known}))
+
+
+def split_features(output: Any) -> list[Tensor]:
+    """Splits what `get_image_features` returns into its parts, (F, D) each."""
     # transformers before 5 returned the features themselves.
     features = getattr(output, "pooler_output", output)
-    if isinstance(features, Tensor):
-        return features.flatten(0, -2)
-    return torch.cat([part.flatten(0, -2) for part in features])
+    return [part.flatten(0, -2) for part in features]
 
 
 def with_features(

@@ -1,0 +1,182 @@
+"""One stream of tokens through a model, with a cache of its own.
+
+Decoders that compare two views of a question hold two branches; sharing one cache between them is
+the known mistake of released code.
+
+Shapes: B questions, L length so far, V vocabulary.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from .prompt import Padded
+from .watching import Watch, watching
+
+
+@dataclass
+class Costs:
+    """What answers have cost, each (B,) int64.
+
+    Args:
+        prefills: Forward passes of the whole sequence so far.
+        cached_steps: Forward passes of one token.
+        encoded_images: Images through the vision tower.
+        rounds: Passes with hidden tokens, which also count as one of the first two.
+        tokens: Of the answer.
+    """
+
+    prefills: Tensor
+    cached_steps: Tensor
+    encoded_images: Tensor
+    rounds: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def zeros(cls, count: int) -> "Costs":
+        """Nothing yet."""
+        return cls(*(torch.zeros(count, dtype=torch.int64) for _ in fields(cls)))
+
+    def row(self, index: int) -> dict[str, int]:
+        """Those of one question, by name."""
+        return {part.name: int(getattr(self, part.name)[index]) for part in fields(self)}
+
+
+class Branch:
+    """Forward passes of a batch of questions and of what was answered so far.
+
+    Args:
+        network: The model.
+        padded: The questions.
+        costs: Counts passes; None: they are not counted.
+        rows: int64, which rows of `costs` the questions are; None: all in order.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        padded: Padded,
+        costs: Costs | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.network, self.costs = network, costs
+        self.embeds, self.mask, self.positions = padded.embeds, padded.mask, padded.positions
+        self.is_image = padded.is_image
+        self.rows = torch.arange(len(self.mask)) if rows is None else rows.cpu()
+        self.cache: Any = DynamicCache()
+        self._num_cached = self._num_last = 0
+
+    def append(self, token_B: Tensor) -> None:
+        """Appends a token to each row; the next forward pass runs it."""
+        embeds_B1D = self.network.get_input_embeddings()(token_B[:, None])
+        self.embeds = torch.cat([self.embeds, embeds_B1D], dim=1)
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        self.is_image = F.pad(self.is_image, (0, 1), value=False)
+        # After an image in a grid, the largest of its three positions goes on.
+        last = self.positions.amax(dim=-1, keepdim=True)
+        last = last.amax(dim=0, keepdim=True).expand_as(last) if last.dim() == 3 else last
+        self.positions = torch.cat([self.positions, last + 1], dim=-1)
+
+    def forward(self, active_B: Tensor, watch: Watch | None = None, *, keep: bool = True) -> Tensor:
+        """Runs what was not run yet; returns the logits of the next token, (B, V) float32.
+
+        Args:
+            active_B: bool, the questions that are not yet answered; others cost nothing.
+            watch: Sees attention.
+            keep: Whether the branch goes on later; else nothing is cached.
+        """
+        length = self.mask.shape[1]
+        size = self._num_last = length - self._num_cached
+        logits = self._run(self.mask, slice(length - size, length), watch, self.cache, keep=keep)
+        self._count(active_B, size == length)
+        self._num_cached = length if keep else 0
+        return logits
+
+    def look_again(
+        self, hidden_BL: Tensor, active_B: Tensor, watch: Watch, *, whole: bool = False
+    ) -> Tensor:
+        """Repeats the last forward pass with hidden tokens; the branch stays as it was.
+
+        After the pass of the whole prompt, this hides them from all queries; later from the last
+        tokens alone, whose cached past still knows of them, as in the released code.
+
+        Args:
+            hidden_BL: bool.
+            active_B: bool, the questions that are asked.
+            watch: Sees attention.
+            whole: Runs the whole sequence without the cache, also later.
+
+        Returns:
+            Logits (B, V) float32. Those of questions that are not asked, and their rows in the
+            watch, are 0 or anything.
+        """
+        length, size = self.mask.shape[1], self._num_last
+        mask_BL = self.mask.masked_fill(hidden_BL, 0)
+        whole = whole or size == length
+        self._count(active_B, whole)
+        if self.costs is not None:
+            self.costs.rounds[self.rows[active_B.cpu()]] += 1
+        if whole:
+            logits = self._run(mask_BL, slice(0, length), watch, None, keep=False, of_B=active_B)
+            for layer, row_BHK in watch.rows.items():
+                watch.rows[layer] = _expanded(row_BHK, active_B)
+            return _expanded(logits, active_B)
+        tails = [
+            (layer.keys[:, :, -size:], layer.values[:, :, -size:]) for layer in self.cache.layers
+        ]
+        self.cache.crop(-size)
+        logits = self._run(mask_BL, slice(length - size, length), watch, self.cache, keep=True)
+        self.cache.crop(-size)
+        for index, (keys, values) in enumerate(tails):
+            self.cache.update(keys, values, index)
+        return logits
+
+    def replace(self, rows: Tensor, other: "Branch") -> None:
+        """Puts another branch in the place of some rows; both have run as much.
+
+        Args:
+            rows: int64, which of this branch's rows those of the other are.
+            other: The new rows.
+        """
+        for mine, its in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys[rows] = its.keys
+            mine.values[rows] = its.values
+
+    def _count(self, active_B: Tensor, whole: bool) -> None:
+        if self.costs is not None:
+            passes = self.costs.prefills if whole else self.costs.cached_steps
+            passes[self.rows[active_B.cpu()]] += 1
+
+    def _run(
+        self,
+        mask_BL: Tensor,
+        part: slice,
+        watch: Watch | None,
+        cache: Any,
+        *,
+        keep: bool,
+        of_B: Tensor | None = None,
+    ) -> Tensor:
+        rows = slice(None) if of_B is None else of_B
+        with watching(watch):
+            output = self.network(
+                inputs_embeds=self.embeds[rows, part],
+                attention_mask=mask_BL[rows],
+                position_ids=self.positions[..., rows, part],
+                past_key_values=cache if keep else None,
+                use_cache=keep,
+                logits_to_keep=1,
+            )
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+
+def _expanded(values: Tensor, rows_B: Tensor) -> Tensor:
+    """Puts rows where they belong among all; others are 0."""
+    whole = values.new_zeros(len(rows_B), *values.shape[1:])
+    whole[rows_B] = values
+    return whole
