@@ -22,6 +22,7 @@ WRITTEN = (
     "checkpoints",
     "figures",
     "predictions",
+    "answers",
     "csv",
 )
 

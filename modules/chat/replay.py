@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ..record_store import RecordIndex
 from .backend import ChatBackend, Keep
 from .cache import read_response
 from .messages import ChatRequest, ChatResponse
-from .records import RecordIndex
 
 
 class ReplayBackend(ChatBackend):

@@ -45,19 +45,9 @@ class PointingGame(QuestionMetric):
                 the model saw the image padded, they are shares of the padded image.
         """
         rows = zip(sets, question_ids, maps, boxes, strict=True)
-        played = [(name, i, self._hits(m, b)) for name, i, m, b in rows if len(b)]
+        played = [(name, i, peaks_in_box(m, b, self.tolerance)) for name, i, m, b in rows if len(b)]
         names, ids, hits = zip(*played, strict=True) if played else ((), (), ())
         self.add(names, ids, torch.tensor(hits))
-
-    def _hits(self, map_HW: Tensor, boxes_N4: Tensor) -> bool:
-        height, width = map_HW.shape
-        y, x = divmod(int(map_HW.argmax()), width)
-        left, top, right, bottom = boxes_N4.double().cpu().unbind(1)
-        # In cells; the middle of the peak's cell is at (x + 0.5, y + 0.5).
-        slack = self.tolerance + 1e-6  # boxes are float32
-        dx = torch.maximum(left * width - (x + 0.5), x + 0.5 - right * width)
-        dy = torch.maximum(top * height - (y + 0.5), y + 0.5 - bottom * height)
-        return bool(((dx <= slack) & (dy <= slack)).any())
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the shares."""
@@ -66,3 +56,21 @@ class PointingGame(QuestionMetric):
         if found:
             shares["pointing"] = torch.cat([*found.values()])[:, 0].mean()
         return shares
+
+
+def peaks_in_box(map_HW: Tensor, boxes_N4: Tensor, tolerance: float = 0.5) -> bool:
+    """Says whether the largest value of a map lies in a box.
+
+    Args:
+        map_HW: Of cells.
+        boxes_N4: Left, top, right, bottom as shares of the map.
+        tolerance: How far outside the middle of the peak's cell may be, in cells.
+    """
+    height, width = map_HW.shape
+    y, x = divmod(int(map_HW.argmax()), width)
+    left, top, right, bottom = boxes_N4.double().cpu().unbind(1)
+    # In cells; the middle of the peak's cell is at (x + 0.5, y + 0.5).
+    slack = tolerance + 1e-6  # boxes are float32
+    dx = torch.maximum(left * width - (x + 0.5), x + 0.5 - right * width)
+    dy = torch.maximum(top * height - (y + 0.5), y + 0.5 - bottom * height)
+    return bool(((dx <= slack) & (dy <= slack)).any())

@@ -113,6 +113,20 @@ class ExactAnswers(QuestionMetric):
         return {f"{name}/accuracy": rows[:, 0].mean() for name, rows in self.rows().items()}
 
 
+class QuestionMeans(QuestionMetric):
+    """Means of numbers of questions: `compute` returns for each name (num_values,) float64."""
+
+    def update(
+        self, names: Sequence[str], question_ids: Sequence[str | int], values: Tensor
+    ) -> None:
+        """Adds rows, see `add`."""
+        self.add(names, question_ids, values)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the means."""
+        return {name: rows.mean(dim=0) for name, rows in self.rows().items()}
+
+
 def first_word(text: str) -> str:
     """Returns the first word in small letters, without what is no letter or digit around it."""
     word = next(iter(text.lower().split()), "")

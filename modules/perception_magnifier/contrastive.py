@@ -143,8 +143,9 @@ class VCD(Contrastive):
 
 def signal_shares() -> Tensor:
     """Returns how much of an image's variance is left at each step of VCD's noise, (1000,)."""
-    betas: Tensor = torch.linspace(-6, 6, NUM_NOISE_STEPS).sigmoid() * (5e-3 - 1e-5) + 1e-5
-    return (1 - betas).cumprod(dim=0)
+    betas = torch.linspace(-6, 6, NUM_NOISE_STEPS).sigmoid() * (5e-3 - 1e-5) + 1e-5
+    shares: Tensor = (1 - betas).cumprod(dim=0)
+    return shares
 
 
 class VDD(Contrastive):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tenfold.modules.chat import CachedBackend, ChatBackend, ChatRequest, ChatResponse, Message
 from tenfold.modules.chat.backend import Keep
-from tenfold.modules.chat.records import RecordIndex
+from tenfold.modules.record_store import RecordIndex
 
 
 class Counting(ChatBackend):

@@ -1,15 +1,97 @@
-"""JSON-lines files as a table: where the record of a key stands."""
+"""JSON-lines files as a table that any number of processes fill, and that survives kills.
 
+A folder holds one append-only file per process, named by rank. Every process reads all of them, so
+that a run may go on with more or fewer, and appends to its own.
+"""
+
+import contextlib
+import fcntl
+import io
 import json
 import logging
+import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 ROWS_AT_A_TIME = 10_000
+# What a crash of the machine may cost; one of the process costs nothing.
+SYNC_SECONDS = 5.0
+REFRESH_SECONDS = 10.0
+
+
+class RecordStore:
+    """The records of all processes, and the file to which this one adds its own.
+
+    Args:
+        folder: Of the files; created if missing.
+        rank: Of this process.
+        key: Field of a record that is its key.
+    """
+
+    def __init__(self, folder: Path, rank: int, key: str = "key") -> None:
+        self.process = os.getpid()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.key = key
+        self._lock = threading.RLock()
+        self._file = _open_shard(folder, rank)
+        path = Path(self._file.name)
+        self._name = path.name
+        if not _ends_well(path):
+            self._file.write(b"\n")  # after the torn line of a process that was killed
+        self._index = RecordIndex(folder, key)
+        self._synced = time.monotonic()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what other processes have added since."""
+        self._index.refresh()
+        self._refreshed = time.monotonic()
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Returns the record of a key, None if no process has one."""
+        with self._lock:
+            record = self._index.find(key)
+            if record is None and time.monotonic() - self._refreshed > REFRESH_SECONDS:
+                self.refresh()
+                record = self._index.find(key)
+        return record
+
+    def put(self, record: Mapping[str, Any]) -> None:
+        """Appends a record."""
+        line = json.dumps(record).encode() + b"\n"
+        with self._lock:
+            self._append(line)
+            self._index.add(self._name, str(record[self.key]), len(line))
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self.sync()
+
+    def sync(self) -> None:
+        """Makes records last through a crash of the machine."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Syncs and closes this process's file."""
+        with self._lock:
+            self.sync()
+            self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(f"{self._file.name}: the disk is full")
+        except OSError:
+            self._file.truncate(size)
+            raise
 
 
 class RecordIndex:
@@ -102,3 +184,27 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:  # of the JSON, or of its UTF-8
         return None
     return record if isinstance(record, dict) else None
+
+
+def _open_shard(folder: Path, rank: int) -> io.FileIO:
+    """Opens a file of this rank's that no living process holds, and locks it."""
+    for number in range(1000):
+        name = f"rank-{rank:05d}" + (f"-{number}" if number else "")
+        file = (folder / f"{name}.jsonl").open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+        except OSError:  # a file system without locks
+            file.close()
+            break
+        else:
+            return file
+    return (folder / f"rank-{rank:05d}-{uuid.uuid4().hex}.jsonl").open("ab", buffering=0)
+
+
+def _ends_well(path: Path) -> bool:
+    with path.open("rb") as file, contextlib.suppress(OSError):
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+    return True  # empty
