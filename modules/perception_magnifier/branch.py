@@ -135,16 +135,28 @@ class Branch:
             self.cache.update(keys, values, index)
         return logits
 
-    def replace(self, rows: Tensor, other: "Branch") -> None:
-        """Puts another branch in the place of some rows; both have run as much.
+    def select(self, places: Tensor) -> None:
+        """Goes on with some of the rows, in this order; one may come more than once.
 
         Args:
-            rows: int64, which of this branch's rows those of the other are.
-            other: The new rows.
+            places: int64, of rows of this branch.
         """
+        self.embeds, self.mask = self.embeds[places], self.mask[places]
+        self.positions, self.is_image = self.positions[..., places, :], self.is_image[places]
+        self.rows = self.rows[places.cpu()]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[places], layer.values[places]
+
+    def join(self, other: "Branch") -> None:
+        """Takes up the rows of another branch that has run as much, after its own."""
+        self.embeds = torch.cat([self.embeds, other.embeds])
+        self.mask = torch.cat([self.mask, other.mask])
+        self.positions = torch.cat([self.positions, other.positions], dim=-2)
+        self.is_image = torch.cat([self.is_image, other.is_image])
+        self.rows = torch.cat([self.rows, other.rows])
         for mine, its in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys[rows] = its.keys
-            mine.values[rows] = its.values
+            mine.keys = torch.cat([mine.keys, its.keys])
+            mine.values = torch.cat([mine.values, its.values])
 
     def _count(self, active_B: Tensor, whole: bool) -> None:
         if self.costs is not None:

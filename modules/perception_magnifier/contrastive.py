@@ -7,6 +7,7 @@ a cache of its own.
 Shapes: B questions, L length, V vocabulary.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -135,7 +136,7 @@ class VCD(Contrastive):
 
         def noisy(pixels: Tensor, place: int) -> Tensor:
             noise = torch.randn(pixels.shape, generator=generators[owners[place]])
-            return kept**0.5 * pixels + (1 - kept) ** 0.5 * noise.to(pixels)
+            return math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise.to(pixels)
 
         seen = asked.see(images, range(len(images)), noisy)
         return [_with_images(asked, seen)]

@@ -21,6 +21,7 @@ from .watching import Watch
 Update = Literal["every_token", "first_token"] | int
 Coordinates = tuple[Tensor, Tensor]
 MapSource = Literal["attention", "oracle", "shuffled", "uniform"]
+ROUNDING = 1e-6  # pixels
 ORACLE_MARGIN = 4 / 112  # around a box, as a share of the image
 ORACLE_BACKGROUND = 1 / 6
 
@@ -153,7 +154,7 @@ class _Magnified(Session):
         if not rows:
             assert plain_BV is not None
             return plain_BV
-        warped_RV = self._ask_warped(rows)
+        warped_RV = self._ask_warped(rows, active)
         if contrast:
             assert plain_BV is not None
             warped_RV = warped_RV + contrast * (warped_RV - plain_BV[rows])
@@ -165,6 +166,8 @@ class _Magnified(Session):
         """Decides on the warps of all questions that are not yet answered."""
         heat, rounds_B = self.maps.refined(watch, active_B)
         tolerance = self.strategy.reuse_tol
+        if tolerance >= 0:
+            tolerance += ROUNDING
         looks = []
         for row in active:
             maps = [self._map(row, index, part) for index, part in enumerate(heat[row])]
@@ -213,23 +216,31 @@ class _Magnified(Session):
             found = found.roll(shifts, (0, 1))
         return found
 
-    def _ask_warped(self, rows: list[int]) -> Tensor:
-        """Returns the next logits of questions whose images are warped, (rows, V)."""
+    def _ask_warped(self, rows: list[int], active: list[int]) -> Tensor:
+        """Returns the next logits of questions whose images are warped, (rows, V).
+
+        Args:
+            rows: These questions.
+            active: Those that are not yet answered: what the branch shows of them is kept, also
+                while their originals do.
+        """
         stale = [row for row in rows if self.shown.get(row) is not self.wanted[row]]
-        branch = self.warped
-        if branch is None or len(stale) == len(rows) or set(rows) - set(branch.rows.tolist()):
-            self.warped = self._new_branch(rows)
+        self.shown = {row: at for row, at in self.shown.items() if row in active}
+        kept = [row for row in self.shown if row not in stale]
+        if not kept or self.warped is None:
+            self.warped = self._new_branch(stale)
             keep = self.strategy.reuse_tol >= 0 or self.strategy.update != "every_token"
-            return self.warped.forward(_all(rows, self.warped), keep=keep)
-        places = {row: place for place, row in enumerate(branch.rows.tolist())}
-        fresh = [row for row in rows if row not in stale]
-        logits_RV = branch.forward(torch.isin(branch.rows, torch.tensor(fresh)))
-        if stale:
-            other = self._new_branch(stale)
-            at = torch.tensor([places[row] for row in stale], device=logits_RV.device)
-            logits_RV = logits_RV.index_copy(0, at, other.forward(_all(stale, other)))
-            branch.replace(at, other)
-        return logits_RV[[places[row] for row in rows]]
+            logits_RV = self.warped.forward(_among(stale, self.warped), keep=keep)
+        else:
+            places = [place for place, row in enumerate(self.warped.rows.tolist()) if row in kept]
+            self.warped.select(torch.tensor(places, device=self.warped.mask.device))
+            logits_RV = self.warped.forward(_among(rows, self.warped))
+            if stale:
+                other = self._new_branch(stale)
+                logits_RV = torch.cat([logits_RV, other.forward(_among(stale, other))])
+                self.warped.join(other)
+        order = {row: place for place, row in enumerate(self.warped.rows.tolist())}
+        return logits_RV[[order[row] for row in rows]]
 
     def _new_branch(self, rows: list[int]) -> Branch:
         """Begins a branch over the warped images of some questions."""
@@ -275,8 +286,9 @@ def _moved(warp: Coordinates, before: Coordinates | None = None) -> float:
     return float(torch.stack(distances).max().nan_to_num(nan=torch.inf))
 
 
-def _all(rows: list[int], branch: Branch) -> Tensor:
-    return torch.ones(len(rows), dtype=torch.bool, device=branch.mask.device)
+def _among(rows: list[int], branch: Branch) -> Tensor:
+    """Marks the branch's rows that are among these."""
+    return torch.isin(branch.rows, torch.tensor(rows)).to(branch.mask.device)
 
 
 def _resized(image: Tensor, network: PreTrainedModel) -> Tensor:
