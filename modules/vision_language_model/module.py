@@ -220,6 +220,7 @@ class VisionLanguageModel(LightningModule):
         self, batch: Mapping[str, Any], phase: Phase
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns the loss and its two parts; None for a part that need not be computed."""
+        batch = phase.select(batch)
         boxes = batch.get("boxes")
         if self.augmentation is not None and self.training:
             images, boxes = self.augmentation(batch["images"].flatten(0, 1), boxes)

@@ -1,8 +1,11 @@
 """What is trained when: phases by optimizer step."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,44 @@ class Phase:
         patch_weight: What the dense loss of the patches is multiplied by.
         freeze: Regular expressions, searched for in the names of parameters
             (`network.model.vision_tower.layers.0.weight`): these are not stepped in this phase.
+        kinds: Only questions of these kinds are learned from; conversations without any are left
+            out. None: all questions.
     """
 
     start: int | float = 0
     answer_weight: float = 1.0
     patch_weight: float = 0.0
     freeze: list[str] = field(default_factory=list)
+    kinds: list[str] | None = None
+
+    def select(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Leaves out questions, and conversations, that the phase does not learn from.
+
+        Args:
+            batch: That of `VisionLanguageModel`, with `kinds`.
+
+        Raises:
+            ValueError: No question is left.
+        """
+        if self.kinds is None:
+            return batch
+        chosen = [[k for k, kind in enumerate(row) if kind in self.kinds] for row in batch["kinds"]]
+        rows = [row for row, places in enumerate(chosen) if places]
+        if not rows:
+            raise ValueError(
+                f"phases: no question of the kinds {self.kinds} in a batch of {len(chosen)} "
+                "conversations: ask more of them, or use larger batches"
+            )
+        found = dict(batch)
+        for name in ("questions", "answers", "kinds"):
+            found[name] = [[batch[name][row][k] for k in chosen[row]] for row in rows]
+        images = batch["images"]
+        found["images"] = images[rows] if isinstance(images, Tensor) else [images[r] for r in rows]
+        for name in ("boxes", "box_labels"):
+            if batch.get(name) is not None:  # a row for each image
+                of_rows = batch[name].unflatten(0, (len(chosen), -1))[rows]
+                found[name] = of_rows.flatten(0, 1)
+        return found
 
 
 def check_phases(phases: Sequence[Phase], freeze: Sequence[str]) -> None:
