@@ -55,8 +55,10 @@ _QWEN = Family(
         "vision_end_token_id": "<|vision_end|>",
     },
 )
+_LLAVA = Family("<image>", {"image_token_id": "<image>"})
 FAMILIES = {
-    "llava": Family("<image>", {"image_token_id": "<image>"}),
+    "llava": _LLAVA,
+    "llava_next": _LLAVA,
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "qwen2_vl": _QWEN,
@@ -137,7 +139,7 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, family: Family) -> dict[str, i
 def make_processor(config: Any, tokenizer: PreTrainedTokenizerFast, image_size: int) -> Any:
     """Makes the processor of a model with random weights.
 
-    Pictures are resized to a square of `image_size` and never cut or split.
+    Pictures are resized to a square of `image_size` and never cut or split, but for LLaVA-NeXT.
 
     Args:
         config: The model's.
@@ -149,10 +151,17 @@ def make_processor(config: Any, tokenizer: PreTrainedTokenizerFast, image_size: 
     template = CHAT_TEMPLATE.replace("IMAGE", family.image)
     vision = config.vision_config
     square = {"height": image_size, "width": image_size}
-    if config.model_type == "llava":
+    if family is _LLAVA:
         strategy = config.vision_feature_select_strategy
-        return t.LlavaProcessor(
-            t.CLIPImageProcessor(size=square, do_center_crop=False),
+        if config.model_type == "llava":
+            make, images = t.LlavaProcessor, t.CLIPImageProcessor(size=square, do_center_crop=False)
+        else:
+            make = t.LlavaNextProcessor
+            images = t.LlavaNextImageProcessor(
+                size=square, crop_size=square, image_grid_pinpoints=config.image_grid_pinpoints
+            )
+        return make(
+            images,
             tokenizer,
             patch_size=vision.patch_size,
             vision_feature_select_strategy=strategy,

@@ -41,6 +41,12 @@ CONFIGS = {
         "vision_config": {"model_type": "clip_vision_model", **VISION},
         "text_config": TEXT,
     },
+    "llava_next": {
+        "model_type": "llava_next",
+        "vision_config": {"model_type": "clip_vision_model", **VISION},
+        "text_config": TEXT,
+        "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]],
+    },
     "idefics3": {"model_type": "idefics3", **IDEFICS},
     "smolvlm": {"model_type": "smolvlm", **IDEFICS},
     "qwen2_5_vl": {

@@ -21,7 +21,7 @@ from tenfold.modules.perception_magnifier.branch import Branch
 from tiny_vlm import CONFIGS, build
 from torch.testing import assert_close
 
-FAMILIES = [*CONFIGS, "llava_next"]
+FAMILIES = [*CONFIGS]
 QUESTIONS = ["what is the red digit ?", "what is in the image ?", "describe the image ."]
 NO_EOS = {"eos_token_id": -1}  # all answers have the same length
 
