@@ -6,7 +6,9 @@ the known mistake of released code.
 Shapes: B questions, L length so far, V vocabulary.
 """
 
+import inspect
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -179,12 +181,19 @@ class Branch:
                 inputs_embeds=self.embeds[rows, part],
                 attention_mask=mask_BL[rows],
                 position_ids=self.positions[..., rows, part],
-                past_key_values=cache if keep else None,
                 use_cache=keep,
                 logits_to_keep=1,
+                **({_cache_argument(type(self.network)): cache} if keep else {}),
             )
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+
+@lru_cache
+def _cache_argument(network: type[PreTrainedModel]) -> str:
+    """What the forward pass calls its cache: another name since transformers 5.23."""
+    names = inspect.signature(network.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def _expanded(values: Tensor, rows_B: Tensor) -> Tensor:

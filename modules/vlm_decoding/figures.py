@@ -17,7 +17,7 @@ COST_COLUMNS = (
 )
 SHARES = (
     *("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed_ratio"),
-    *("pointing", "difference"),
+    *("pointing", "difference", "f1_difference"),
 )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..files import atomic_write
-from ..metrics.paired import PairedAccuracy
+from ..metrics.paired import PairedAnswers
 from ..metrics.pointing import peaks_in_box
 from ..metrics.pope import first_token_probabilities
 from ..perception_magnifier import Decoded, DecodingStrategy, Greedy
@@ -48,7 +48,7 @@ class VLMDecodingModule(LightningModule):
     strategies that look closer, where boxes are known; and costs: `prefills_per_token`,
     `encoded_images` and `rounds` (means per question), `tokens_per_second`, on GPUs
     `peak_memory_gib`. The name of the strategy is left out if there is one alone. Differences to
-    the first strategy: `<strategy>/<set>/difference` and `/p` (McNemar's exact test).
+    the first strategy, `<strategy>/<set>/...`, and their tests: see `PairedAnswers`.
 
     Args:
         model: A folder or hub id of transformers, or a checkpoint of `VisionLanguageModel`.
@@ -98,7 +98,7 @@ class VLMDecodingModule(LightningModule):
         pairs = zip(labels, strategies, strict=True)
         self.ways = [Way(label, strategy, deepcopy(scorer)) for label, strategy in pairs]
         self.metrics = nn.ModuleList(self.ways)  # so that they follow the module's device
-        self.pairs = PairedAccuracy(labels)
+        self.pairs = PairedAnswers(labels)
         self._examples: list[Example] = []
         self._rows: list[dict[str, float]] = []
         self._store: RecordStore | None = None
@@ -298,7 +298,8 @@ class VLMDecodingModule(LightningModule):
         self.pairs.update(
             [batch["sets"][place] for place in known],
             [batch["question_ids"][place] for place in known],
-            torch.tensor([right[place] for place in known], dtype=torch.float64),
+            torch.tensor([right[place] for place in known]).reshape(-1, len(self.ways)),
+            [batch["answers"][place] for place in known],
         )
         return everything
 
