@@ -20,7 +20,7 @@ class PairedAnswers(QuestionMetric):
     `compute` returns for each set and way but the first, float64:
 
     - `<set>/<way>/difference` of accuracy, in [-1, 1], and `<set>/<way>/p`: McNemar's exact test,
-      two-sided. Of the questions that one of two equal ways alone answers right, a half is either's.
+      two-sided. Of the questions that one way alone answers right, equal ways have a half each.
     - For questions for yes or no, `<set>/<way>/f1_difference` and `<set>/<way>/f1_p`, of the F1 of
       yes: the share of 10,000 random swaps of the two ways' answers, question by question, that
       differ as much (at least 1 / 10,001).

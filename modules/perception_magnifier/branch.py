@@ -8,7 +8,6 @@ Shapes: B questions, L length so far, V vocabulary.
 
 import inspect
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -70,6 +69,9 @@ class Branch:
         self.is_image = padded.is_image
         self.rows = torch.arange(len(self.mask)) if rows is None else rows.cpu()
         self.cache: Any = DynamicCache()
+        # It has another name since transformers 5.23.
+        names = inspect.signature(network.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._num_cached = self._num_last = 0
 
     def append(self, token_B: Tensor) -> None:
@@ -183,17 +185,10 @@ class Branch:
                 position_ids=self.positions[..., rows, part],
                 use_cache=keep,
                 logits_to_keep=1,
-                **({_cache_argument(type(self.network)): cache} if keep else {}),
+                **({self._cache_name: cache} if keep else {}),
             )
         logits: Tensor = output.logits[:, -1].float()
         return logits
-
-
-@lru_cache
-def _cache_argument(network: type[PreTrainedModel]) -> str:
-    """What the forward pass calls its cache: another name since transformers 5.23."""
-    names = inspect.signature(network.forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
 
 
 def _expanded(values: Tensor, rows_B: Tensor) -> Tensor:
