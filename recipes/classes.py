@@ -12,6 +12,7 @@ CLASSES = {
     "API": "tenfold.modules.perception_magnifier",
     "ActivationStatsMonitor": "tenfold.callbacks.activation_stats",
     "AnnealingPrediction": "tenfold.callbacks.annealing_prediction",
+    "BeamSearch": "tenfold.modules.perception_magnifier",
     "Blip2Encoder": "tenfold.modules.encoders",
     "CachedBackend": "tenfold.modules.chat",
     "CausalLanguageModel": "tenfold.modules.language_model",

@@ -1,6 +1,7 @@
 """Decoding of vision-language models without training: Perception Magnifier and its rivals."""
 
 from .attention_maps import MapSettings
+from .beam import BeamSearch
 from .contrastive import ICD, M3ID, PAI, SID, VCD, VDD, Contrastive
 from .image_edits import API, ViCrop
 from .magnifier import PerceptionMagnifier
@@ -18,6 +19,7 @@ __all__ = [
     "VDD",
     "APCOnly",
     "Asked",
+    "BeamSearch",
     "Contrastive",
     "Decoded",
     "DecodingStrategy",

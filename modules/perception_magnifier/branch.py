@@ -21,7 +21,7 @@ from .watching import Watch, watching
 
 @dataclass
 class Costs:
-    """What answers have cost, each (B,) int64.
+    """What answers have cost, each (B,) int64; each of several beams counts.
 
     Args:
         prefills: Forward passes of the whole sequence so far.
@@ -123,7 +123,8 @@ class Branch:
         whole = whole or size == length
         self._count(active_B, whole)
         if self.costs is not None:
-            self.costs.rounds[self.rows[active_B.cpu()]] += 1
+            rows = self.rows[active_B.cpu()]
+            self.costs.rounds.index_add_(0, rows, torch.ones_like(rows))
         if whole:
             logits = self._run(mask_BL, slice(0, length), watch, None, keep=False, of_B=active_B)
             for layer, row_BHK in watch.rows.items():
@@ -165,7 +166,8 @@ class Branch:
     def _count(self, active_B: Tensor, whole: bool) -> None:
         if self.costs is not None:
             passes = self.costs.prefills if whole else self.costs.cached_steps
-            passes[self.rows[active_B.cpu()]] += 1
+            rows = self.rows[active_B.cpu()]
+            passes.index_add_(0, rows, torch.ones_like(rows))
 
     def _run(
         self,

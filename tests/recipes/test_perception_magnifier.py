@@ -260,3 +260,20 @@ def test_mme_and_chair_and_the_judge(folder, capsys):
     assert main([*command, *cpu, "--run_dir", "chair_run"]) == 0
     numbers = json.loads(Path("chair_run/metrics.json").read_text())["test"]
     assert numbers["test/greedy/recall"] == 0
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_a_study_of_two_stages(project):
+    """The built-in study, with little training and few questions."""
+    content = yaml.safe_load((RECIPES / "perception_magnifier/quickstart.yaml").read_text())
+    train, decode = (stage["set"] for stage in content["stages"])
+    train |= {"trainer.max_steps": 6, "data.init_args.num_val": 4}
+    train["model.init_args.phases"][1]["start"] = 2
+    train |= {"trainer.val_check_interval": 3, "data.init_args.batch_size": 4}
+    decode |= {"data.init_args.num_scenes": 3}
+    Path("small.yaml").write_text(yaml.safe_dump(content))
+    assert main(["study", "--config", "small.yaml", "--study_dir", "study"]) == 0
+    table = Path("study/table.md").read_text()
+    assert "tiny/what/accuracy" in table
+    assert "shuffled" in table
+    assert Path("study/decode/run/figures/answers.png").is_file()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from decode_vlm import NO_EOS, QUESTIONS, ask
 from tenfold.modules.perception_magnifier import (
     API,
     ICD,
@@ -22,8 +23,6 @@ from tiny_vlm import CONFIGS, build
 from torch.testing import assert_close
 
 FAMILIES = [*CONFIGS]
-QUESTIONS = ["what is the red digit ?", "what is in the image ?", "describe the image ."]
-NO_EOS = {"eos_token_id": -1}  # all answers have the same length
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -31,35 +30,6 @@ def family(request):
     module = build(request.param)
     module.network.train(False)
     return module
-
-
-@pytest.fixture(scope="module")
-def conv():
-    module = build("conv")
-    module.network.train(False)
-    return module
-
-
-@pytest.fixture
-def images():
-    """Of different sizes, one per question."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(40, 40), (40, 40), (64, 48)]
-    return [[torch.rand(3, *size, generator=generator)] for size in sizes]
-
-
-def ask(module, strategy, images, questions=QUESTIONS, **settings):
-    """Answers questions about images by `generate`, with all that strategies may want."""
-    inputs, _ = module.conversations.encode(images, [[q] for q in questions], None)
-    tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    defaults = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
-    return module.network.generate(
-        **tokens,
-        custom_generate=strategy,
-        images=images,
-        processor=module.conversations.processor,
-        **{**defaults, **NO_EOS, **settings},
-    )
 
 
 def answers(module, decoded, num_tokens=4):
