@@ -30,6 +30,7 @@ CLASSES = {
     "M3ID": "tenfold.modules.perception_magnifier",
     "MmeDataModule": "tenfold.datamodules.visual_questions",
     "MmeScorer": "tenfold.modules.vlm_decoding",
+    "OPERA": "tenfold.modules.perception_magnifier",
     "ObjectScenes": "tenfold.datamodules.scenes",
     "OpenAIChatBackend": "tenfold.modules.chat",
     "OpenClipEncoder": "tenfold.modules.encoders",

@@ -5,6 +5,7 @@ from .beam import BeamSearch
 from .contrastive import ICD, M3ID, PAI, SID, VCD, VDD, Contrastive
 from .image_edits import API, ViCrop
 from .magnifier import PerceptionMagnifier
+from .opera import OPERA
 from .plain import APCOnly, Greedy, Sample
 from .strategy import Asked, Decoded, DecodingStrategy, Session
 from .warp import RandomAxisWarp
@@ -13,6 +14,7 @@ __all__ = [
     "API",
     "ICD",
     "M3ID",
+    "OPERA",
     "PAI",
     "SID",
     "VCD",

@@ -54,7 +54,7 @@ class BeamSearch(DecodingStrategy):
         ids_NL = asked.input_ids.repeat_interleave(num_beams, dim=0)
         scores_BK = torch.full((batch, num_beams), NEVER, device=device)
         scores_BK[:, 0] = 0  # at first all beams are the same
-        found = [_Finished(num_beams) for _ in range(batch)]
+        found = [FinishedBeams(num_beams) for _ in range(batch)]
         ends = generation_config.eos_token_id
         num_candidates = num_beams * max(2, 1 + (len(ends) if isinstance(ends, list) else 1))
         while True:
@@ -92,8 +92,12 @@ class BeamSearch(DecodingStrategy):
         return Decoded(torch.stack(padded), first_logits_BV, asked.costs)
 
 
-class _Finished:
-    """The best finished answers of a question, as many as there are beams."""
+class FinishedBeams:
+    """The best finished answers of a question, as many as there are beams.
+
+    Args:
+        size: How many.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.is_open = size, True
@@ -101,6 +105,7 @@ class _Finished:
 
     @property
     def best(self) -> Tensor:
+        """Prompt and answer of the best."""
         return self.kept[0][1]
 
     def add(self, score: float, ids: Tensor) -> None:
