@@ -59,7 +59,7 @@ class BeamSearch(DecodingStrategy):
         num_candidates = num_beams * max(2, 1 + (len(ends) if isinstance(ends, list) else 1))
         while True:
             log_p_NV = logits_processor(ids_NL, logits_NV.log_softmax(dim=-1))
-            total_BKV = scores_BK[..., None] + log_p_NV.unflatten(0, (batch, num_beams))
+            total_BKV = scores_BK[..., None] + log_p_NV.view(batch, num_beams, -1)
             vocabulary = total_BKV.shape[2]
             size = min(num_candidates, num_beams * vocabulary)
             scores_BM, places_BM = total_BKV.flatten(1).topk(size, dim=1)
@@ -67,7 +67,7 @@ class BeamSearch(DecodingStrategy):
             parents_BM, tokens_BM = first_B1 + places_BM // vocabulary, places_BM % vocabulary
             sequences = torch.cat([ids_NL[parents_BM.flatten()], tokens_BM.reshape(-1, 1)], dim=1)
             ended_BM = stopping_criteria(sequences, None).view(batch, size)
-            sequences = sequences.unflatten(0, (batch, size))
+            sequences = sequences.view(batch, size, -1)
             length = sequences.shape[2] - prompt_length
             open_B = torch.tensor([one.is_open for one in found])
             asked.costs.tokens += open_B

@@ -228,8 +228,12 @@ def test_mme_and_chair_and_the_judge(folder, capsys):
     """Each benchmark's files, scorer and numbers, through its recipe."""
     cpu = ["--model.model", "vlm", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
     cpu += ["--model.max_new_tokens", "3", "--data.min_image_side", "8"]
-    one = "[{class_path: Greedy}, {class_path: PerceptionMagnifier}]"
-    cpu += ["--model.strategies", one]
+    Path("two.yaml").write_text(
+        "model: {class_path: VLMDecodingModule, init_args: {strategies: "
+        "[{class_path: Greedy}, {class_path: PerceptionMagnifier, init_args: {maps: "
+        "{start_layer: 2}}}]}}"
+    )
+    cpu += ["--config", "two.yaml"]
     category = Path("mme/existence")
     category.mkdir(parents=True)
     for number in (1, 2):
