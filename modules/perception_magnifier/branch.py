@@ -73,6 +73,20 @@ class Branch:
         names = inspect.signature(network.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._num_cached = self._num_last = 0
+        # Columns before any row's first image: they look the same whatever images show or hide.
+        self._prefix = int(self.is_image.int().argmax(dim=1).min())
+
+    def start_like(self, other: "Branch") -> None:
+        """Takes over what another branch knows of the tokens before the images.
+
+        Args:
+            other: Has the same tokens before its images, in the rows of `costs` that this one has.
+        """
+        size = min(self._prefix, other._prefix, other._num_cached)
+        if size:
+            places = torch.cat([(other.rows == row).nonzero()[:, 0] for row in self.rows])
+            self.cache = other._cached(places.to(self.mask.device), size)
+            self._num_cached = size
 
     def append(self, token_B: Tensor) -> None:
         """Appends a token to each row; the next forward pass runs it."""
@@ -91,13 +105,14 @@ class Branch:
         Args:
             active_B: bool, the questions that are not yet answered; others cost nothing.
             watch: Sees attention.
-            keep: Whether the branch goes on later; else nothing is cached.
+            keep: Whether the branch goes on later; else what is not needed is not cached.
         """
-        length = self.mask.shape[1]
-        size = self._num_last = length - self._num_cached
-        logits = self._run(self.mask, slice(length - size, length), watch, self.cache, keep=keep)
-        self._count(active_B, size == length)
-        self._num_cached = length if keep else 0
+        length, begin = self.mask.shape[1], self._num_cached
+        self._num_last = length - begin
+        cache = self.cache if keep or begin else None
+        logits = self._run(self.mask, slice(begin, length), watch, cache)
+        self._count(active_B, begin <= self._prefix)
+        self._num_cached = 0 if cache is None else length
         return logits
 
     def look_again(
@@ -112,7 +127,7 @@ class Branch:
             hidden_BL: bool.
             active_B: bool, the questions that are asked.
             watch: Sees attention.
-            whole: Runs the whole sequence without the cache, also later.
+            whole: Runs the whole sequence, also later.
 
         Returns:
             Logits (B, V) float32. Those of questions that are not asked, and their rows in the
@@ -120,13 +135,15 @@ class Branch:
         """
         length, size = self.mask.shape[1], self._num_last
         mask_BL = self.mask.masked_fill(hidden_BL, 0)
-        whole = whole or size == length
+        whole = whole or length - size <= self._prefix
         self._count(active_B, whole)
         if self.costs is not None:
             rows = self.rows[active_B.cpu()]
             self.costs.rounds.index_add_(0, rows, torch.ones_like(rows))
         if whole:
-            logits = self._run(mask_BL, slice(0, length), watch, None, keep=False, of_B=active_B)
+            begin = min(self._prefix, self._num_cached)
+            cache = self._cached(active_B, begin) if begin else None
+            logits = self._run(mask_BL, slice(begin, length), watch, cache, active_B)
             for layer, row_BHK in watch.rows.items():
                 watch.rows[layer] = _expanded(row_BHK, active_B)
             return _expanded(logits, active_B)
@@ -134,7 +151,7 @@ class Branch:
             (layer.keys[:, :, -size:], layer.values[:, :, -size:]) for layer in self.cache.layers
         ]
         self.cache.crop(-size)
-        logits = self._run(mask_BL, slice(length - size, length), watch, self.cache, keep=True)
+        logits = self._run(mask_BL, slice(length - size, length), watch, self.cache)
         self.cache.crop(-size)
         for index, (keys, values) in enumerate(tails):
             self.cache.update(keys, values, index)
@@ -163,6 +180,13 @@ class Branch:
             mine.keys = torch.cat([mine.keys, its.keys])
             mine.values = torch.cat([mine.values, its.values])
 
+    def _cached(self, rows: Tensor, size: int) -> DynamicCache:
+        """Returns a cache of the first columns of some rows."""
+        cache = DynamicCache()
+        for index, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[rows, :, :size], layer.values[rows, :, :size], index)
+        return cache
+
     def _count(self, active_B: Tensor, whole: bool) -> None:
         if self.costs is not None:
             passes = self.costs.prefills if whole else self.costs.cached_steps
@@ -174,9 +198,7 @@ class Branch:
         mask_BL: Tensor,
         part: slice,
         watch: Watch | None,
-        cache: Any,
-        *,
-        keep: bool,
+        cache: DynamicCache | None,
         of_B: Tensor | None = None,
     ) -> Tensor:
         rows = slice(None) if of_B is None else of_B
@@ -185,9 +207,9 @@ class Branch:
                 inputs_embeds=self.embeds[rows, part],
                 attention_mask=mask_BL[rows],
                 position_ids=self.positions[..., rows, part],
-                use_cache=keep,
+                use_cache=cache is not None,
                 logits_to_keep=1,
-                **({self._cache_name: cache} if keep else {}),
+                **({} if cache is None else {self._cache_name: cache}),
             )
         logits: Tensor = output.logits[:, -1].float()
         return logits

@@ -255,6 +255,7 @@ class _Magnified(Session):
             for row, images in zip(rows, seen, strict=True)
         ]
         branch = self.asked.branch(questions, torch.tensor(rows))
+        branch.start_like(self.plain)
         for token_B in self.answered:
             branch.append(token_B[rows])
         return branch

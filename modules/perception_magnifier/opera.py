@@ -1,7 +1,7 @@
 """OPERA (arXiv 2311.17911): beams that lean on one token of theirs are punished and taken back.
 
-Shapes: K beams, N candidates (beams times tokens), L length so far, R tokens of the answer so far, V
-vocabulary.
+Shapes: K beams, N candidates (beams times tokens), L length so far, R tokens of the answer so far,
+V vocabulary.
 """
 
 from dataclasses import dataclass, field

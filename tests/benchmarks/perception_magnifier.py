@@ -5,7 +5,8 @@
 The literal version does what the authors' code does: one question at a time, eager attention with
 all weights returned, images encoded in every pass that has them, a deep copy of the cache for each
 round, one round more than is used. Both answer the same questions with the same tokens. The model
-is a LLaVA with random weights and the 576 image tokens of LLaVA-1.5. Times are medians of rounds in
+is a LLaVA with random weights, the 576 image tokens of LLaVA-1.5 and 35 tokens before them, as many
+as its system prompt has. Times are medians of rounds in
 which each takes its turn; tokens per second of every strategy are from the same rounds.
 """
 
@@ -41,8 +42,13 @@ from tenfold.modules.vision_language_model import VisionLanguageModel
 WORDS = "what is in the image ? describe it a an red blue dog cat of yes no " + " ".join(
     f"w{i}" for i in range(200)
 )
-SIDE, PATCH = 336, 14
-QUESTIONS = ["what is in the image ?", "describe the image", "is it a red dog ?", "what is it ?"]
+SIDE, PATCH, NUM_SYSTEM = 336, 14, 35
+QUESTIONS = [
+    "what is in the image ?",
+    "describe the dog in it ?",
+    "is it a red dog ?",
+    "what is the blue cat ?",
+]
 
 
 def build() -> VisionLanguageModel:
@@ -71,11 +77,24 @@ def build() -> VisionLanguageModel:
     return module
 
 
+def encode(module: VisionLanguageModel, images, questions: list[str]) -> dict:
+    """The prompts' `input_ids`, `attention_mask` and `pixel_values`."""
+    inputs, _ = module.conversations.encode(images, [[question] for question in questions], None)
+    words = module.conversations.processor.tokenizer(" ".join(f"w{i}" for i in range(NUM_SYSTEM)))
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if not mask.all():
+        raise SystemExit("questions of one length, for the literal loop has no padding")
+    system = torch.tensor(words["input_ids"][-NUM_SYSTEM:]).expand(len(ids), -1)
+    inputs["input_ids"] = torch.cat([ids[:, :1], system, ids[:, 1:]], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return inputs
+
+
 @torch.no_grad()
 def literal(module: VisionLanguageModel, image, question: str, settings, num_tokens: int):
     """The released loop, token by token, for one question."""
     network = module.network
-    inputs, _ = module.conversations.encode([[image]], [[question]], None)
+    inputs = encode(module, [[image]], [question])
     ids, pixels = inputs["input_ids"], inputs["pixel_values"]
     is_image = ids[0] == network.config.image_token_id
     cache, answer = None, []
@@ -138,7 +157,7 @@ def literal(module: VisionLanguageModel, image, question: str, settings, num_tok
 
 def ours(module, images, questions, strategy, num_tokens):
     """The same by `generate`."""
-    inputs, _ = module.conversations.encode(images, [[q] for q in questions], None)
+    inputs = encode(module, images, questions)
     tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     decoded = module.network.generate(
         **tokens,

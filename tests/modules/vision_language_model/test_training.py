@@ -126,6 +126,29 @@ def test_dense_phases_need_classes_and_boxes(batch):
         module.loss(batch)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_phase_learns_from_its_kinds_of_questions(batch, as_list):
+    module = build(phases=[Phase(patch_weight=0.5)])
+    if as_list:
+        batch["images"] = list(batch["images"])
+    by_hand = dict(batch)
+    for name, rows in (
+        ("questions", [["What is the red digit?"], ["What is the blue digit?"]]),
+        ("answers", [["7"], ["3"]]),
+        ("kinds", [["what"], ["what"]]),
+    ):
+        by_hand[name] = rows
+    by_hand["images"] = [batch["images"][0], batch["images"][2]]
+    if not as_list:
+        by_hand["images"] = torch.stack(by_hand["images"])
+    by_hand["boxes"], by_hand["box_labels"] = batch["boxes"][[0, 2]], batch["box_labels"][[0, 2]]
+    loss = module.loss(batch, Phase(patch_weight=0.5, kinds=["what"]))
+    torch.testing.assert_close(loss, module.loss(by_hand, Phase(patch_weight=0.5)))
+    assert loss != module.loss(batch, Phase(patch_weight=0.5))
+    with pytest.raises(ValueError, match=r"no question of the kinds \['left'\] in a batch of 3"):
+        module.loss(batch, Phase(kinds=["left"]))
+
+
 class WhatMoves(Callback):
     """Names of parameters that changed, per step."""
 
