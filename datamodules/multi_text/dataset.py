@@ -206,21 +206,22 @@ def training_transform(
             its height.
         flip: Share of images that are mirrored.
     """
-    return v2.Compose(
+    transform: Callable[[Image.Image], Tensor] = v2.Compose(
         [
             v2.RandomResizedCrop(image_size, scale=crop_area, ratio=(0.8, 1.25)),
             v2.RandomHorizontalFlip(flip),
             to_uint8,
         ]
     )
+    return transform
 
 
 def evaluation_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
     """Resizes the shorter side, bicubic, and cuts out the middle: (3, S, S)."""
     bicubic = v2.InterpolationMode.BICUBIC
-    return v2.Compose(
-        [v2.Resize(image_size, bicubic), v2.CenterCrop(image_size), to_uint8]
-    )
+    steps = [v2.Resize(image_size, bicubic), v2.CenterCrop(image_size), to_uint8]
+    transform: Callable[[Image.Image], Tensor] = v2.Compose(steps)
+    return transform
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def _tar_field(members: Mapping[str, bytes], field: str) -> Any:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """webdataset's rule: the suffix begins at the first dot of the file's own name."""
+    """Webdataset's rule: the suffix begins at the first dot of the file's own name."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return f"{folder}{slash}{stem}", suffix

@@ -45,7 +45,8 @@ class ClipPretraining(LightningModule):
 
     A batch is a dict: `images` (b, 3, S, S) uint8, or float in [0, 1]; `texts`, b strings; `index`
     (b,) int64; optionally `num_broken`, how many records had to be replaced. In evaluation also
-    `captions`, for each image a list of strings, empty where a record was broken. Distributed training needs batches of one size.
+    `captions`, for each image a list of strings, empty where a record was broken. In distributed
+    training all batches have one size.
 
     The loss is that of all processes' batches together (see `ContrastiveLoss`): more devices are
     more negatives. `accumulate_grad_batches` adds none; `chunk_size` makes room for a larger batch.
