@@ -264,24 +264,28 @@ def _tar_index(path: Path, cache: Path) -> "np.ndarray[Any, np.dtype[np.int64]]"
     index = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if not index.exists():
         spans: list[list[int]] = []
-        last = None
         try:
             with tarfile.open(path, "r:") as file:
-                for member in file:
-                    if not member.isfile():
-                        continue
-                    name, _ = _split_name(member.name)
-                    end = member.offset_data + -(-member.size // 512) * 512
-                    if name != last:
-                        spans.append([member.offset, 0])
-                        last = name
-                    spans[-1][1] = end - spans[-1][0]
+                _find_spans(file, spans)
         except (tarfile.TarError, OSError) as error:
-            raise ValueError(f"data: {path} cannot be read: {error}") from error
-        if spans and sum(spans[-1]) > stat.st_size:
+            if len(spans) < 2:
+                raise ValueError(f"data: {path} cannot be read: {error}") from error
             log.warning("%s is cut off: its last sample is left out", path)
             spans.pop()
-        with atomic_write(index) as file:
-            np.save(file, np.array(spans, np.int64).reshape(-1, 2))
+        with atomic_write(index) as write:
+            np.save(write, np.array(spans, np.int64).reshape(-1, 2))
     loaded: np.ndarray[Any, np.dtype[np.int64]] = np.load(index)
     return loaded
+
+
+def _find_spans(file: tarfile.TarFile, spans: list[list[int]]) -> None:
+    """Appends first byte and number of bytes of each sample of a tar file."""
+    last = None
+    for member in file:
+        if member.isfile():
+            name, _ = _split_name(member.name)
+            if name != last:
+                spans.append([member.offset, 0])
+                last = name
+            end = member.offset_data + -(-member.size // 512) * 512
+            spans[-1][1] = end - spans[-1][0]

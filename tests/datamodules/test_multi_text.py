@@ -60,7 +60,7 @@ def pairs(request, tmp_path):
 def test_each_text_is_drawn_as_often_and_anew_in_each_epoch(pairs):
     rows = records(8)
     seen = epochs(pairs(rows), 60)
-    assert Counter(index for index, _, _ in seen) == dict.fromkeys(range(8), 100)
+    assert Counter(index for index, _, _ in seen) == dict.fromkeys(range(8), 60)
     for index, row in enumerate(rows):
         drawn = Counter(text for number, text, _ in seen if number == index)
         assert drawn.keys() == set(row["texts"])
