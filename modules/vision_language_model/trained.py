@@ -15,7 +15,7 @@ def load_trained(checkpoint: str) -> VisionLanguageModel:
         ValueError: There is no such file.
     """
     if not Path(checkpoint).is_file():
-        raise ValueError(f"model: there is no checkpoint {checkpoint!r}: train one, or name another")
+        raise ValueError(f"model: there is no checkpoint {checkpoint!r}: train one first")
     module = VisionLanguageModel.load_from_checkpoint(
         checkpoint, map_location="cpu", weights_only=True
     )
