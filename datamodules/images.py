@@ -5,9 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 MAX_PIXELS = 89_478_485  # PIL's own, a quarter of a GB of RGB
 
@@ -54,11 +52,6 @@ def open_image(
     except Exception as error:  # decoders of broken files raise anything, from OSError to TypeError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be read: {reason}") from error
-
-
-def to_uint8(image: Image.Image) -> Tensor:
-    """Turns an RGB image into (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _stretched(image: Image.Image) -> Image.Image:

@@ -12,15 +12,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
+from ...modules.image_transforms import evaluation_transform, training_transform
 from ..loading import ResumableDataLoader
-from .dataset import (
-    HeldOutPairs,
-    Texts,
-    TrainingPairs,
-    collate,
-    evaluation_transform,
-    training_transform,
-)
+from .dataset import HeldOutPairs, Texts, TrainingPairs, collate
 from .glyphs import GLYPHS, prepare_glyphs
 from .sources import PairSource, find_shards, open_source
 
@@ -45,7 +39,7 @@ class MultiTextDataModule(LightningDataModule):
             45,000 images of letters and signs with their Unicode names, for trying things out.
         train: Folders, files or glob patterns of the training shards, in `root`.
         val: The same for validation; null: none.
-        test: The same for test and `predict`.
+        test: The same for test and `predict`; null: none.
         image_key: Column of the encoded image (tar files: by the suffixes of image files).
         text_keys: Columns of texts or of lists of texts; in tar files suffixes (`txt`) or keys of
             `.json` members (`json.text2`).
@@ -71,7 +65,7 @@ class MultiTextDataModule(LightningDataModule):
         root: str = GLYPHS,
         train: str | list[str] = "pairs",
         val: str | list[str] | None = "val",
-        test: str | list[str] = "held_out",
+        test: str | list[str] | None = "held_out",
         image_key: str = "image",
         text_keys: list[str] | None = None,
         text_slots: list[int] | None = None,
@@ -135,11 +129,11 @@ class MultiTextDataModule(LightningDataModule):
         """Loads the validation pairs in order; no loader if `val` is null."""
         return self._loader(self._held_out("val")) if self.val is not None else []
 
-    def test_dataloader(self) -> ResumableDataLoader:
-        """Loads the test pairs in order."""
-        return self._loader(self._held_out("test"))
+    def test_dataloader(self) -> ResumableDataLoader | list[Any]:
+        """Loads the test pairs in order; no loader if `test` is null."""
+        return self._loader(self._held_out("test")) if self.test is not None else []
 
-    def predict_dataloader(self) -> ResumableDataLoader:
+    def predict_dataloader(self) -> ResumableDataLoader | list[Any]:
         """Loads the test pairs in order."""
         return self.test_dataloader()
 

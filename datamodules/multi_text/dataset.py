@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
-from ..images import open_image, to_uint8
+from ..images import open_image
 from .sources import PairRecord, PairSource
 
 log = logging.getLogger(__name__)
@@ -193,35 +192,6 @@ def read_image(record: PairRecord, min_side: int | None = None) -> Image.Image:
         return open_image(record.image, min_side)
     except ValueError as error:
         raise ValueError(f"{record.where}: {error}") from error
-
-
-def training_transform(
-    image_size: int, crop_area: tuple[float, float], flip: float
-) -> Callable[[Image.Image], Tensor]:
-    """Cuts out a random part, resizes it and mirrors some.
-
-    Args:
-        image_size: S.
-        crop_area: Least and largest share of the area that is kept; its width is 0.8 to 1.25 times
-            its height.
-        flip: Share of images that are mirrored.
-    """
-    transform: Callable[[Image.Image], Tensor] = v2.Compose(
-        [
-            v2.RandomResizedCrop(image_size, scale=crop_area, ratio=(0.8, 1.25)),
-            v2.RandomHorizontalFlip(flip),
-            to_uint8,
-        ]
-    )
-    return transform
-
-
-def evaluation_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
-    """Resizes the shorter side, bicubic, and cuts out the middle: (3, S, S)."""
-    bicubic = v2.InterpolationMode.BICUBIC
-    steps = [v2.Resize(image_size, bicubic), v2.CenterCrop(image_size), to_uint8]
-    transform: Callable[[Image.Image], Tensor] = v2.Compose(steps)
-    return transform
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

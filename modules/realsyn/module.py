@@ -25,7 +25,7 @@ from ..sharding import shard_over_devices
 from ..training_progress import TrainingProgress
 from .losses import ContrastiveLoss, LossName, pair_loss
 from .tokenizers import build_tokenizer
-from .towers import Tower, build_image_tower, build_text_tower
+from .towers import ImageTower, TextTower, Tower, build_image_tower, build_text_tower
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +86,8 @@ class ClipPretraining(LightningModule):
         ValueError: Settings that contradict each other, or unknown ones.
     """
 
-    image_tower: Tower
-    text_tower: Tower
+    image_tower: ImageTower
+    text_tower: TextTower
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class ClipPretraining(LightningModule):
         Args:
             images_B3SS: uint8, or float in [0, 1], of the size that the tower takes.
         """
-        return _unit(self._chunked(self.image_tower, self._pixels(images_B3SS)))
+        return _unit(self._chunked(self.image_tower, self.pixels(images_B3SS)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Returns embeddings of texts in the shared space, of length 1, (B, D) float32."""
@@ -213,11 +213,11 @@ class ClipPretraining(LightningModule):
 
         Of any length: for linear probes.
         """
-        features: Tensor = self.image_tower(self._pixels(images_B3SS), project=False)
+        features: Tensor = self.image_tower(self.pixels(images_B3SS), project=False)
         return features.float()
 
-    def _pixels(self, images_B3SS: Tensor) -> Tensor:
-        """Normalises images for the tower."""
+    def pixels(self, images_B3SS: Tensor) -> Tensor:
+        """Returns images as the tower takes them: normalised, on its device, in its precision."""
         images = images_B3SS.to(self.device)
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         pixels: Tensor = (images - self.image_mean) / self.image_std  # type: ignore[operator]

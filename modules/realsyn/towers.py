@@ -75,6 +75,17 @@ class Tower(nn.Module):
 class ImageTower(Tower):
     """See `Tower`."""
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it takes, in pixels."""
+        if isinstance(self.network, PreTrainedModel):
+            return int(self.network.config.image_size)
+        # A network of timm knows the size that it was made for, whatever its defaults say.
+        embedding: Any = getattr(self.network, "patch_embed", None)
+        size = getattr(embedding, "img_size", None)
+        settings: Any = self.network.pretrained_cfg
+        return int(size[0] if size is not None else settings["input_size"][-1])
+
     def pool(self, *inputs: Tensor) -> Tensor:
         """Pools pictures (B, 3, H, W), already normalised."""
         (pixels_B3HW,) = inputs
