@@ -5,6 +5,7 @@ section's text (the last exclusive).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -116,4 +117,4 @@ def pooled_words(
 def words_of_tokens(tokens: Tokens) -> list[tuple[int, int]]:
     """Returns first and last token (exclusive) of each group that starts with a new word."""
     starts = [i for i, piece in enumerate(tokens.pieces) if i == 0 or starts_word(piece)]
-    return [*zip(starts, [*starts[1:], len(tokens)], strict=True)]
+    return [*pairwise([*starts, len(tokens)])]
