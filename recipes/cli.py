@@ -27,6 +27,7 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .pages import pages
 from .runs import runs
 from .scenes import scenes
 from .study import study
@@ -84,6 +85,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "pages": pages,
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
+from torch import Tensor
 
 from ...modules.descriptions import Rebuildable
 
@@ -72,6 +73,15 @@ class Examples(Rebuildable, ABC):
         Raises:
             ValueError: It cannot be read; the message names it.
         """
+
+    @property
+    def has_features(self) -> bool:
+        """Whether records come with features, so that no encoder is needed; after `prepare`."""
+        return False
+
+    def feature(self, number: int) -> Tensor:
+        """Returns the feature that came with an image, (F,) float32, where there are such."""
+        raise NotImplementedError
 
     @property
     @abstractmethod

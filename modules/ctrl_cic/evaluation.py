@@ -15,10 +15,10 @@ from torchmetrics import MeanMetric
 
 from ..metrics.captioning import Bleu, CaptionMetrics, CaptionScore, Cider, RougeL
 from ..metrics.captioning import highlight_recall as recall_of
+from ..words import WORD, stem
 from .control import Control, NoControl, PromptControl, Recalibration
 from .highlights import phrase_text, words_of_tokens
 from .parts import cross_entropy
-from .relevance import WORD, stem
 
 if TYPE_CHECKING:
     from .module import CtrlCIC

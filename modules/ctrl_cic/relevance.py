@@ -3,7 +3,6 @@
 Shapes: N tokens of a section, M of a caption, D width of the scorer.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,11 @@ from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
 
 from ..descriptions import Rebuildable
+from ..words import WORD, content_stems, is_stop_word, stem
 from .tokens import Tokens
 
 Aggregation = Literal["mean", "max", "first", "last"]
 Normalisation = Literal["fix_scale", "minmax", "none"]
-WORD = re.compile(r"[^\W_]+")
-# What English words may lose without becoming another word, longest first.
-SUFFIXES = ("ings", "ing", "edly", "ies", "ed", "es", "ly", "s", "y")
-MIN_STEM = 3
 
 
 class RelevanceScorer(Rebuildable, ABC):
@@ -185,27 +181,6 @@ class EncoderRelevance(RelevanceScorer):
         self._device = torch.device(device)
         encoder: Any = load_encoder(self.model)
         self._encoder = encoder.to(self._device).eval().requires_grad_(False)
-
-
-def content_stems(text: str) -> set[str]:
-    """Returns the stems of the words of a text that are no stop words."""
-    return {stem(word) for word in WORD.findall(text) if not is_stop_word(word)}
-
-
-def stem(word: str) -> str:
-    """Takes case and a common ending off a word, if three letters are left."""
-    word = word.casefold()
-    for suffix in SUFFIXES:
-        if word.endswith(suffix) and len(word) - len(suffix) >= MIN_STEM:
-            return word.removesuffix(suffix)
-    return word
-
-
-def is_stop_word(word: str) -> bool:
-    """Says whether a word is in scikit-learn's list of English stop words."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    return word.casefold() in ENGLISH_STOP_WORDS
 
 
 def _aggregate(states_MD: Tensor, how: Aggregation) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tenfold.modules.ctrl_cic.highlights import highlighted_tokens, in_order, pooled_words
 from tenfold.modules.ctrl_cic.network import load_encoder
-from tenfold.modules.ctrl_cic.relevance import EncoderRelevance, LexicalRelevance, stem
+from tenfold.modules.ctrl_cic.relevance import EncoderRelevance, LexicalRelevance
 from tenfold.modules.ctrl_cic.tokens import ContextTokenizer, Section, Tokens, word_tokenizer
+from tenfold.modules.words import stem
 from tiny_captions import WORDS, build
 
 
