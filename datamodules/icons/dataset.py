@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from ...modules.deepicon.representation import (
+    PAD,
     VIEW_BOX,
     IconCodec,
-    IconRejectedError,
+    IconError,
     IconStyle,
     IconTensors,
+    style_numbers,
 )
 from ...modules.svg import Document, Shape, render
 from ...modules.svg.document import Matrix
 from ...modules.svg.geometry import transformed_shape
-from .store import style_numbers
 
 SAMPLES = 4  # per pixel and axis of a picture
 MAX_TRIES = 8
@@ -157,7 +158,7 @@ class IconDataset(Dataset[dict[str, Any]]):
             moved = self.augmentation.document(document, rng)
             try:
                 icon, style = self.codec.encode(moved)
-            except IconRejectedError:  # out of the view box; or the other way round it is too long
+            except IconError:  # out of the view box; or the other way round it is too long
                 continue
             return self._picture(moved), icon, style
         icon, style = self.codec.encode(document)
@@ -167,6 +168,16 @@ class IconDataset(Dataset[dict[str, Any]]):
         size = (self.image_size, self.image_size)
         image = render([document], size, samples=SAMPLES)[0, :1]
         return (image * 255).round().to(torch.uint8)
+
+
+def collate_icons(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Makes a batch; adds `lengths`, which stay on the host."""
+    batch: dict[str, Any] = default_collate(list(items))
+    if "types" in batch:
+        ends = (batch["types"] != PAD).sum(dim=-1)
+        rows = zip(ends.tolist(), batch["visible"].sum(dim=1).tolist(), strict=True)
+        batch["lengths"] = [lengths[:number] for lengths, number in rows]
+    return batch
 
 
 class PictureFolder(Dataset[dict[str, Any]]):

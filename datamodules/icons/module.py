@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ...modules.deepicon.representation import IconCodec
 from ..loading import ResumableDataLoader
-from .dataset import IconAugmentation, IconDataset, PictureFolder
+from .dataset import IconAugmentation, IconDataset, PictureFolder, collate_icons
 from .generated import GeneratedIcons
 from .sources import LUCIDE, IconSource
 from .store import SPLITS, IconSet, load_icons, split_icons
@@ -27,9 +27,10 @@ class IconData(LightningDataModule, ABC):
 
     A batch is a dict: `image` (B, 3, S, S) float32 in [0, 1], dark on white; `types` (B, P, L)
     int64, `args` (B, P, L, 6) float32, `visible` (B, P) bool and `paint` (B, P) int64, see
-    `modules.deepicon.representation`; `style` (B, 3) float32: width of strokes in units of 24,
-    number of their cap and join; `index` (B,) int64; `name`, a list of B strings. `predict` reads
-    pictures of `predict_root`, whose batches have `image`, `index` and `name`, else the test icons.
+    `modules.deepicon.representation`; `lengths`, a list of B lists: commands of each visible path,
+    its end among them; `style` (B, 3) float32: width of strokes in units of 24, number of their cap
+    and join; `index` (B,) int64; `name`, a list of B strings. `predict` reads pictures of
+    `predict_root`, whose batches have `image`, `index` and `name`, else the test icons.
 
     Args:
         codec: Makes the tensors; the same as the model's.
@@ -150,6 +151,7 @@ class IconData(LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=collate_icons,
             **(shard or {}),
         )
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...modules.deepicon.representation import (
-    CAPS,
-    JOINS,
     IconCodec,
-    IconRejectedError,
+    IconError,
     IconStyle,
     IconTensors,
     stack_icons,
+    style_numbers,
+    style_of,
 )
 from ...modules.files import atomic_write, write_json
 from ...modules.svg import Document, normalized, render
@@ -89,17 +89,6 @@ class IconSet:
         )
 
 
-def style_numbers(style: IconStyle) -> Tensor:
-    """Returns a style as width, number of the cap and number of the join, (3,) float32."""
-    return torch.tensor([style.width, CAPS.index(style.cap), JOINS.index(style.join)])
-
-
-def style_of(numbers: Tensor) -> IconStyle:
-    """Returns the style of what `style_numbers` returned."""
-    width, cap, join = numbers.tolist()
-    return IconStyle(width, CAPS[int(cap)], JOINS[int(join)])
-
-
 def load_icons(sources: Sequence[IconSource], codec: IconCodec, cache_dir: str | None) -> IconSet:
     """Returns the icons of sources from the cache, which is filled first if need be.
 
@@ -146,11 +135,11 @@ def read_icons(sources: Sequence[IconSource], codec: IconCodec) -> IconSet:
                     [normalized(document), codec.decode(icon, style)], (CHECK_SIZE, CHECK_SIZE)
                 )[:, 0]
                 if ink_iou(image, again) < ROUND_TRIP_IOU:
-                    raise IconRejectedError("its tensors draw something else")
+                    raise IconError("its tensors draw something else")
                 num_same += 1
                 digest = hashlib.sha256((image < 0.5).numpy().tobytes()).digest()
                 if digest in seen:
-                    raise IconRejectedError("looks like another icon")
+                    raise IconError("looks like another icon")
             except ValueError as error:
                 # A reason is the same for all alike: without the numbers and names of one file.
                 reason = str(error).removeprefix(f"{stem}: ").split(" (")[0][:80]

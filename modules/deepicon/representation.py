@@ -62,6 +62,17 @@ class IconStyle(NamedTuple):
     join: Join = "round"
 
 
+def style_numbers(style: IconStyle) -> Tensor:
+    """Returns a style as width, number of the cap and number of the join, (3,) float32."""
+    return torch.tensor([style.width, CAPS.index(style.cap), JOINS.index(style.join)])
+
+
+def style_of(numbers: Tensor) -> IconStyle:
+    """Returns the style of what `style_numbers` returned."""
+    width, cap, join = numbers.tolist()
+    return IconStyle(width, CAPS[int(cap)], JOINS[int(join)])
+
+
 class IconTensors(NamedTuple):
     """One icon, or with a leading dimension B several.
 
@@ -82,7 +93,7 @@ class IconTensors(NamedTuple):
         return [IconTensors(*parts) for parts in zip(*self, strict=True)]
 
 
-class IconRejectedError(ValueError):
+class IconError(ValueError):
     """An icon that the tensors cannot hold; the message is the reason, the same for all alike."""
 
 
@@ -122,18 +133,18 @@ class IconCodec:
         Arcs must have become curves (`parse_svg` does so).
 
         Raises:
-            IconRejectedError: It has colours, opacities, groups or strokes of several styles, or more or
+            IconError: It has colours, opacities, groups or strokes of several styles, or more or
                 longer paths than the tensors hold, or leaves its view box.
         """
         shapes = _plain_shapes(normalized(document, VIEW_BOX))
         style = _common_style(shapes)
         paths = [path for shape in shapes for path in self._paths(shape)]
         if not paths:
-            raise IconRejectedError("paints nothing")
+            raise IconError("paints nothing")
         if self.path_order == "topleft":
             paths.sort(key=lambda path: (path[0][0].y, path[0][0].x))
         if len(paths) > self.max_paths:
-            raise IconRejectedError(f"more than {self.max_paths} paths")
+            raise IconError(f"more than {self.max_paths} paths")
         return self._tensors(paths), style
 
     def _paths(self, shape: Shape) -> list[tuple[list[Subpath], Paint]]:
@@ -165,7 +176,7 @@ class IconCodec:
         for place, (subpaths, kind) in enumerate(paths):
             commands = [command for subpath in subpaths for command in _commands(subpath)]
             if len(commands) > self.max_commands:
-                raise IconRejectedError(f"a path of more than {self.max_commands} commands")
+                raise IconError(f"a path of more than {self.max_commands} commands")
             types[place, : len(commands)] = torch.tensor([type_ for type_, _ in commands])
             types[place, len(commands)] = EOS
             args[place, : len(commands)] = torch.tensor([given for _, given in commands])
@@ -173,7 +184,7 @@ class IconCodec:
         used = ARG_MASK[types]
         args = torch.where(used, 2 * args / VIEW_BOX - 1, 0.0)
         if args.abs().max() > 1 + SAME:
-            raise IconRejectedError("leaves its view box")
+            raise IconError("leaves its view box")
         visible = torch.arange(self.max_paths) < len(paths)
         return IconTensors(types, args.clamp(-1, 1), visible, paint)
 
@@ -240,12 +251,12 @@ def _plain_shapes(document: Document) -> list[Shape]:
     shapes = []
     for child in document.children:
         if isinstance(child, Group):
-            raise IconRejectedError("groups that are blended")
+            raise IconError("groups that are blended")
         if child.blend_mode != "normal":
-            raise IconRejectedError("blend modes")
+            raise IconError("blend modes")
         paints = [paint for paint in (child.fill, child.stroke) if paint]
         if child.opacity != 1 or any(paint.opacity != 1 for paint in paints):
-            raise IconRejectedError("is translucent")
+            raise IconError("is translucent")
         shapes.append(child)
     return shapes
 
@@ -257,14 +268,14 @@ def _common_style(shapes: Sequence[Shape]) -> IconStyle:
         if shape.stroke
     }
     if len(styles) > 1:
-        raise IconRejectedError("strokes of several styles")
+        raise IconError("strokes of several styles")
     return IconStyle(*styles.pop()) if styles else IconStyle()
 
 
 def _paint(shape: Shape) -> Paint:
     inks = {_is_ink(paint.color) for paint in (shape.fill, shape.stroke) if paint}
     if len(inks) > 1 or (inks == {False} and shape.stroke):
-        raise IconRejectedError("several colours")
+        raise IconError("several colours")
     if inks == {False}:
         return Paint.ERASE
     if shape.fill and shape.stroke:
@@ -276,10 +287,10 @@ def _is_ink(color: Color) -> bool:
     """Whether a colour is black, not white.
 
     Raises:
-        IconRejectedError: It is neither.
+        IconError: It is neither.
     """
     if color not in (INK, PAPER):
-        raise IconRejectedError("several colours")
+        raise IconError("several colours")
     return color == INK
 
 

@@ -17,9 +17,10 @@ from scipy.spatial.distance import cdist
 from scipy.stats import kendalltau
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
+from torchvision.transforms.functional import to_pil_image
 
 from ..encoders import Encoder
-from ..svg import Document, Shape, normalized
+from ..svg import Document, Shape, normalized, render
 from ..svg.outline import flattened
 from ..svg.rendering import document_coverage
 from .questions import QuestionMetric
@@ -53,6 +54,7 @@ class IconComparison:
         num_open: Those that have one, and it is open: its ends are further than a unit apart.
         order: Kendall's tau of the order of matched paths; NaN with fewer than two.
         num_commands: Segments of the predicted paths.
+        blank_mse: What an empty prediction would have as `mse`.
     """
 
     mse: float
@@ -68,6 +70,7 @@ class IconComparison:
     num_open: int
     order: float
     num_commands: int
+    blank_mse: float
 
     @property
     def count_error(self) -> int:
@@ -122,6 +125,7 @@ def compare_icons(predicted: Document, true: Document, size: int = 96) -> IconCo
         num_open=num_open,
         order=order,
         num_commands=sum(len(path.segments) for shape in shapes for path in shape.subpaths),
+        blank_mse=float((1 - goal).square().mean()),
     )
 
 
@@ -212,18 +216,21 @@ def _num_redundant(layers: _Layers, image: Tensor) -> int:
 FIELDS = (
     *("mse", "ssim", "ink_iou", "num_paths", "num_true", "num_matched", "chamfer", "num_redundant"),
     *("num_closed", "num_incomplete", "num_open", "order", "num_commands", "count_error"),
+    "blank_mse",
 )
+MEANS = ("mse", "ssim", "ink_iou", "chamfer", "blank_mse")
 
 
 class IconMetrics(QuestionMetric):
     """Means over icons; each counts once, on any number of ranks.
 
-    `compute` returns, float64: `mse`, `ssim`, `ink_iou`, `chamfer` and `order` as means over icons;
-    `count_accuracy`, the share of icons with as many paths as the true one, `count_error`, by how
-    many they differ; `matched_precision`, `matched_recall`, `matched_f1` of all paths together;
-    `redundant_paths` and `incomplete_shapes`, `open_shapes` as shares of predicted paths and of
-    closed true ones; `num_paths` and `num_commands` per icon and path. With `encoders` also their
-    scores: (1 + cosine) / 2 of the embeddings of both pictures, under the encoder's name.
+    `compute` returns, float64: `mse`, `ssim`, `ink_iou`, `chamfer`, `order` and `blank_mse` as
+    means over icons; `empty`, the share of icons without a path; `count_accuracy`, that of icons
+    with as many paths as the true one, `count_error`, by how many they differ; `matched_precision`,
+    `matched_recall`, `matched_f1` of all paths together; `redundant_paths` as a share of predicted
+    paths, `incomplete_shapes` and `open_shapes` of closed true ones; `num_paths` per icon and
+    `num_commands` per path. With `encoders` also their scores: (1 + cosine) / 2 of the embeddings
+    of both pictures, under the encoder's name.
 
     Args:
         size: Side of the pictures that are compared, in pixels.
@@ -236,34 +243,36 @@ class IconMetrics(QuestionMetric):
         self.size = size
 
     def update(
-        self, ids: Sequence[str], predicted: Sequence[Document], true: Sequence[Document]
-    ) -> list[IconComparison]:
-        """Adds icons, and returns how each compares.
+        self,
+        ids: Sequence[str],
+        compared: Sequence[IconComparison],
+        similarities: Tensor | None = None,
+    ) -> None:
+        """Adds icons.
 
         Args:
             ids: Names of the icons; one that comes again does not count again.
-            predicted: What was made of their pictures.
-            true: The icons.
+            compared: What `compare_icons` says of each.
+            similarities: (B, encoders), what `similarities` returns; needed with encoders.
         """
-        found = [compare_icons(p, t, self.size) for p, t in zip(predicted, true, strict=True)]
-        values = torch.tensor([[float(getattr(one, name)) for name in FIELDS] for one in found])
-        scores = [self._scores(encoder, predicted, true) for encoder in self.encoders.values()]
-        columns = [values.double().reshape(len(found), len(FIELDS)), *scores]
-        self.add(["icons"] * len(found), ids, torch.cat(columns, dim=1))
-        return found
+        values = torch.tensor(
+            [[float(getattr(one, name)) for name in FIELDS] for one in compared],
+            dtype=torch.float64,
+        ).reshape(len(compared), len(FIELDS))
+        if similarities is not None:
+            values = torch.cat([values, similarities.double().cpu()], dim=1)
+        self.add(["icons"] * len(compared), ids, values)
 
-    def _scores(
-        self, encoder: Encoder, predicted: Sequence[Document], true: Sequence[Document]
-    ) -> Tensor:
-        from torchvision.transforms.functional import to_pil_image
-
-        from ..svg import render
-
-        pictures = [*predicted, *true]
-        images = [to_pil_image(one) for one in render(pictures, (self.size, self.size))]
-        embedded = encoder.encode_images(images).double()
-        one, other = embedded.split(len(predicted))
-        return (1 + torch.cosine_similarity(one, other, dim=1))[:, None] / 2
+    def similarities(self, predicted: Sequence[Document], true: Sequence[Document]) -> Tensor:
+        """Returns what each encoder thinks of each pair of icons, in [0, 1], (B, encoders)."""
+        pictures = [
+            to_pil_image(image) for image in render([*predicted, *true], (self.size, self.size))
+        ]
+        columns = []
+        for encoder in self.encoders.values():
+            one, other = encoder.encode_images(pictures).double().split(len(predicted))
+            columns.append((1 + torch.cosine_similarity(one, other, dim=1)) / 2)
+        return torch.stack(columns, dim=1) if columns else torch.empty(len(predicted), 0)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the means; nothing without an icon."""
@@ -276,11 +285,12 @@ class IconMetrics(QuestionMetric):
         def share(part: str, whole: str) -> Tensor:
             return total[part] / total[whole].clamp(min=1)
 
-        means = {name: value[name].nanmean() for name in ("mse", "ssim", "ink_iou", "chamfer")}
+        means = {name: value[name].nanmean() for name in MEANS}
         places = enumerate(self.encoders, start=len(FIELDS))
         return {
             **means,
             "order": value["order"].nanmean(),
+            "empty": (value["num_paths"] == 0).double().mean(),
             "count_accuracy": (value["count_error"] == 0).double().mean(),
             "count_error": value["count_error"].mean(),
             "matched_precision": share("num_matched", "num_paths"),
