@@ -26,12 +26,13 @@ def canonical_subpath(subpath: Subpath) -> Subpath:
     Args:
         subpath: Without arcs, of at least one segment.
     """
+    subpath = _without_points(subpath)
     if subpath.closed:
         return _canonical_ring(subpath)
     start, end = _place((subpath.x, subpath.y)), _place(_end(subpath.segments[-1]))
-    if end < start or (end == start and _area(subpath) < 0):
+    if end < start:
         return reversed_subpath(subpath)
-    return subpath
+    return subpath if end > start else _clockwise(subpath)
 
 
 def reversed_subpath(subpath: Subpath) -> Subpath:
@@ -49,15 +50,34 @@ def reversed_subpath(subpath: Subpath) -> Subpath:
 def _canonical_ring(subpath: Subpath) -> Subpath:
     segments = _closed_segments(subpath)
     starts = [(subpath.x, subpath.y), *map(_end, segments[:-1])]
-    first = min(range(len(starts)), key=lambda i: _place(starts[i]))
-    turned = [*segments[first:], *segments[:first]]
-    ring = Subpath(*starts[first], _without_closing_line(turned, starts[first]), closed=True)
-    backwards = reversed_subpath(ring)
-    area = _area(ring)
+    first = min(map(_place, starts))
+    rings = []  # more than one where the outline comes back to its first corner
+    for place, start in enumerate(starts):
+        if _place(start) == first:
+            turned = _without_closing_line([*segments[place:], *segments[:place]], start)
+            rings.append(_clockwise(Subpath(*start, turned, closed=True)))
+    return min(rings, key=_numbers)
+
+
+def _clockwise(subpath: Subpath) -> Subpath:
+    """Returns an outline that ends where it starts, or its reverse, whichever is clockwise."""
+    backwards = reversed_subpath(subpath)
+    area = _area(subpath)
     if abs(area) > SAME:
-        return ring if area > 0 else backwards
+        return subpath if area > 0 else backwards
     # Without an inside no direction is clockwise: take the one whose numbers come first.
-    return min(ring, backwards, key=lambda one: [*map(_rounded, one.segments)])
+    return min(subpath, backwards, key=_numbers)
+
+
+def _without_points(subpath: Subpath) -> Subpath:
+    """Returns an outline without straight lines of no length; a dot keeps one."""
+    kept: list[Segment] = []
+    current = (subpath.x, subpath.y)
+    for segment in subpath.segments:
+        if not (isinstance(segment, Line) and _same(_end(segment), current)):
+            kept.append(segment)
+            current = _end(segment)
+    return replace(subpath, segments=tuple(kept or subpath.segments[:1]))
 
 
 def _closed_segments(subpath: Subpath) -> list[Segment]:
@@ -99,8 +119,8 @@ def _place(point: Point) -> tuple[float, float]:
     return round(point[1], DIGITS), round(point[0], DIGITS)
 
 
-def _rounded(segment: Segment) -> tuple[float, ...]:
-    return tuple(round(value, DIGITS) for value in segment)
+def _numbers(subpath: Subpath) -> list[tuple[float, ...]]:
+    return [tuple(round(value, DIGITS) for value in segment) for segment in subpath.segments]
 
 
 def _same(one: Point, other: Point) -> bool:

@@ -48,7 +48,7 @@ class Term(NamedTuple):
     """A loss as a sum and what it is divided by, so that ranks can be added up."""
 
     total: Tensor
-    count: Tensor
+    number: Tensor
 
 
 class CommandHead(nn.Module):
@@ -64,6 +64,7 @@ class CommandHead(nn.Module):
         arg_loss: Of continuous arguments.
         type_conditioned: Whether arguments are told the type of their command.
         num_octaves: Of the Fourier features.
+        embeds: Whether it embeds commands as well, which decoding at one shot does not need.
     """
 
     def __init__(
@@ -74,17 +75,19 @@ class CommandHead(nn.Module):
         arg_loss: ArgLoss = "mse",
         type_conditioned: bool = False,
         num_octaves: int = 6,
+        embeds: bool = True,
     ) -> None:
         super().__init__()
         self.categorical, self.arg_loss = arg_head == "categorical", arg_loss
-        self.type_embedding = nn.Embedding(NUM_TYPES, width)
-        self.features = FourierFeatures(num_octaves if arg_embedding == "fourier" else 0)
-        self.arg_embedding = nn.Linear(self.features.width(NUM_ARGS), width)
+        if embeds:
+            self.type_embedding = nn.Embedding(NUM_TYPES, width)
+            self.features = FourierFeatures(num_octaves if arg_embedding == "fourier" else 0)
+            self.arg_embedding = nn.Linear(self.features.width(NUM_ARGS), width)
+            nn.init.normal_(self.type_embedding.weight, std=0.02)
         self.type_head = nn.Linear(width, NUM_TYPES)
         self.next_type = nn.Embedding(NUM_TYPES, width) if type_conditioned else None
         out = NUM_ARGS * (NUM_LEVELS if self.categorical else 1)
         self.arg_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
-        nn.init.normal_(self.type_embedding.weight, std=0.02)
         self.register_buffer("mask", ARG_MASK.clone(), persistent=False)
         self.register_buffer("follows", FOLLOWS.clone(), persistent=False)
 
@@ -95,7 +98,8 @@ class CommandHead(nn.Module):
         """Returns the embedding of commands, (N, L, D) float32; unused arguments do not count."""
         used = torch.where(self.mask[types_NL], args_NLA, 0.0)
         with torch.autocast(used.device.type, enabled=False):
-            return self.type_embedding(types_NL) + self.arg_embedding(self.features(used))
+            told: Tensor = self.arg_embedding(self.features(used)) + self.type_embedding(types_NL)
+        return told
 
     def arguments(self, hidden_NLD: Tensor, types_NL: Tensor | None = None) -> Tensor:
         """Returns (N, L, A) float32 in [-1, 1], or logits (N, L, A, 256), of the commands ahead."""
@@ -103,8 +107,10 @@ class CommandHead(nn.Module):
             assert types_NL is not None
             hidden_NLD = hidden_NLD + self.next_type(types_NL)
         with torch.autocast(hidden_NLD.device.type, enabled=False):
-            out = self.arg_head(hidden_NLD.float())
-        return out.unflatten(-1, (NUM_ARGS, NUM_LEVELS)) if self.categorical else out
+            out: Tensor = self.arg_head(hidden_NLD.float())
+        if self.categorical:
+            return out.view(*out.shape[:-1], NUM_ARGS, NUM_LEVELS)
+        return out
 
     def losses(
         self, hidden_NLD: Tensor, types_NL: Tensor, args_NLA: Tensor

@@ -179,7 +179,8 @@ class PathDecoder(nn.Module):
             x_NLD = self.positions.expand(len(path_ND), -1, -1)
             for block in self.blocks:
                 x_NLD = block(x_NLD, path_ND, memory_NMD)
-            return self.norm(x_NLD)
+            out: Tensor = self.norm(x_NLD)
+            return out
         assert types_NL is not None
         assert args_NLA is not None
         told = self.head.embed(types_NL[:, :-1], args_NLA[:, :-1])
@@ -187,7 +188,8 @@ class PathDecoder(nn.Module):
         x_NLD = x_NLD + self.positions[: x_NLD.shape[1]]
         for block in self.blocks:
             x_NLD = block(x_NLD, None, memory_NMD, causal=True)
-        return self.norm(x_NLD)
+        hidden: Tensor = self.norm(x_NLD)
+        return hidden
 
     def generate(
         self,
@@ -297,7 +299,8 @@ class HierarchicalDecoder(nn.Module):
         self.structure = StructureDecoder(
             width, self.structure_layers, *shape, sizes.max_paths, sizes.with_memory
         )
-        head = CommandHead(width, **self.head_settings)
+        embeds = self.path_mode == "autoregressive"
+        head = CommandHead(width, **self.head_settings, embeds=embeds)
         self.paths = PathDecoder(
             *(width, self.path_layers, *shape, sizes.max_commands, self.path_mode, head),
             sizes.with_memory,
@@ -380,7 +383,7 @@ class HierarchicalDecoder(nn.Module):
         memory = None if memory_BMD is None else memory_BMD.repeat_interleave(P, dim=0)
         hidden = self.paths(paths_BPD.flatten(0, 1), None, None, memory)
         with torch.no_grad():
-            cost_BGP = self._costs(visible_logits, hidden.unflatten(0, (B, P)), batch)
+            cost_BGP = self._costs(visible_logits, hidden.view(B, P, *hidden.shape[1:]), batch)
         order_BP = torch.stack(
             [
                 torch.from_numpy(_best_order(cost, visible))
@@ -446,8 +449,8 @@ class HierarchicalDecoder(nn.Module):
         args = args_NSA.new_zeros((B * P, *args_NSA.shape[1:]))
         types[slots], args[slots] = types_NS, args_NSA
         return IconTensors(
-            types.unflatten(0, (B, P)),
-            args.unflatten(0, (B, P)),
+            types.view(B, P, -1),
+            args.view(B, P, *args.shape[1:]),
             visible_BP,
             paint_logits.argmax(dim=-1),
         )
@@ -458,7 +461,7 @@ def add_terms(parts: list[dict[str, Term]]) -> dict[str, Term]:
     return {
         name: Term(
             torch.stack([part[name].total for part in parts]).sum(),
-            torch.stack([part[name].count for part in parts]).sum(),
+            torch.stack([part[name].number for part in parts]).sum(),
         )
         for name in parts[0]
     }

@@ -5,7 +5,7 @@ Each is called with pictures (B, 3, S, S) in [0, 1] and returns `Seen`.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,8 @@ class _Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(F.gelu(self.before(x)))
         inner = self.first(F.gelu(self.norm(x)))
-        return x + self.second(F.gelu(self.norm2(inner)))
+        out: Tensor = x + self.second(F.gelu(self.norm2(inner)))
+        return out
 
 
 class ClipIconEncoder(IconEncoder):
@@ -129,8 +130,8 @@ class ClipIconEncoder(IconEncoder):
         self.config = CLIPVisionConfig(**(config or {}))
         self.out_features = self.config.projection_dim
         self.patch_features = self.config.hidden_size
-        self.image_size = int(self.config.image_size)
-        self.num_patches = (self.image_size // int(self.config.patch_size)) ** 2
+        self.image_size = int(cast(int, self.config.image_size))
+        self.num_patches = (self.image_size // int(cast(int, self.config.patch_size))) ** 2
 
     def build(self) -> None:
         """See `IconEncoder`."""
@@ -144,7 +145,7 @@ class ClipIconEncoder(IconEncoder):
             tower = CLIPVisionModelWithProjection.from_pretrained(self.pretrained)
             given = (self.out_features, self.patch_features, self.num_patches)
             found = tower.config
-            sides = int(found.image_size) // int(found.patch_size)
+            sides = cast(int, found.image_size) // cast(int, found.patch_size)
             if given != (found.projection_dim, found.hidden_size, sides**2):
                 raise ValueError(
                     f"encoder: '{self.pretrained}' is no ViT-B/32; give its projection_dim "
@@ -190,7 +191,7 @@ class TimmIconEncoder(IconEncoder):
         self.model, self.pretrained, self.frozen = model, pretrained, freeze
         self.image_size = image_size
         with torch.device("meta"):  # for its sizes alone
-            network = timm.create_model(model, num_classes=0)
+            network = timm.create_model(model, num_classes=0).eval()
         with torch.no_grad():
             seen = self._seen(network, torch.empty(1, 3, image_size, image_size, device="meta"))
         self.out_features = seen.pooled.shape[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..svg import Document, normalized, parse_svg, render
+from ..svg import Document, render
 from ..svg.document import Color
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def contact_sheet(examples: Sequence[Mapping[str, Any]]) -> "Figure":
     """Draws for each icon its picture, the prediction, its paths, and those of the truth.
 
     Args:
-        examples: Each with `image`, nested lists (S, S) in [0, 1], `svg` and `true`, texts of SVG
-            ("" where the truth is not known), and `title`.
+        examples: Each with `image`, nested lists (S, S) in [0, 1], the documents `predicted` and
+            `true`, and `title`.
     """
     from matplotlib.figure import Figure
 
@@ -57,9 +57,7 @@ def _strip(example: Mapping[str, Any]) -> Tensor:
     image = torch.tensor(example["image"])[None, None]
     size = (SHEET_PIXELS, SHEET_PIXELS)
     picture = torch.nn.functional.interpolate(image, size, mode="area").expand(-1, 3, -1, -1)
-    prediction = normalized(parse_svg(example["svg"]))
-    documents = [prediction, coloured(prediction)]
-    if example["true"]:
-        documents.append(coloured(normalized(parse_svg(example["true"]))))
+    predicted, true = example["predicted"], example["true"]
+    documents = [predicted, coloured(predicted), coloured(true)]
     drawn = torch.cat([picture, render(documents, size, samples=4)])
     return torch.cat(list(drawn), dim=2).clamp(0, 1)

@@ -66,7 +66,8 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, x_NLD: Tensor) -> Tensor:
-        return x_NLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        N, L, _ = x_NLD.shape
+        return x_NLD.view(N, L, self.num_heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -9,10 +9,10 @@ Shapes: B icons, S side of the pictures, P path slots, L commands of each.
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -219,7 +219,7 @@ class DeepIconModule(LightningModule):
             )
         losses, reports = self.network(batch)
         terms: dict[str, Term] = losses | reports
-        counts = torch.stack([term.count for term in terms.values()]).double()
+        counts = torch.stack([term.number for term in terms.values()]).double()
         totals = torch.stack([term.total for term in terms.values()])
         shares = counts.clamp(min=1)
         if self._trainer is not None and self.trainer.world_size > 1 and self.training:
@@ -267,14 +267,14 @@ class DeepIconModule(LightningModule):
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Adds one batch to the losses and, of the first ones, generated icons to the metrics."""
-        self._add_losses(batch, self.val_losses)
+        self._add_losses(batch, _by_name(self.val_losses))
         limit = self.val_generate_batches
         if limit is None or batch_idx < limit:
             self._add_icons(batch, self.val_icons)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics and adds the loss to the history."""
-        values = self._compute(self.val_losses, self.val_icons)
+        values = self._compute(_by_name(self.val_losses), self.val_icons)
         for name, value in values.items():
             # Equal on all devices already; sync_dist only tells Lightning so.
             bar = name in ("loss", "count_accuracy", "matched_f1")
@@ -291,17 +291,17 @@ class DeepIconModule(LightningModule):
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
         """Adds one batch to the test metrics; returns a record for each icon."""
-        self._add_losses(batch, self.test_losses)
+        self._add_losses(batch, _by_name(self.test_losses))
         return {"records": self._add_icons(batch, self.test_icons)}
 
     def on_test_epoch_end(self) -> None:
         """Logs the test metrics."""
-        for name, value in self._compute(self.test_losses, self.test_icons).items():
+        for name, value in self._compute(_by_name(self.test_losses), self.test_icons).items():
             self.log(f"test/{name}", value, sync_dist=True)
         icons, seconds = self._generating
         self.log("test/icons_per_second", icons / seconds, sync_dist=True)
 
-    def _add_losses(self, batch: dict[str, Any], metrics: nn.ModuleDict) -> None:
+    def _add_losses(self, batch: dict[str, Any], metrics: Mapping[str, MeanMetric]) -> None:
         _, means, counts = self.losses(batch)
         for name in self._names():
             metrics[_log_name(name)].update(means[name], counts[name])
@@ -342,19 +342,19 @@ class DeepIconModule(LightningModule):
     def _keep_examples(
         self, batch: dict[str, Any], predicted: list[Document], true: list[Document]
     ) -> None:
-        """Remembers pictures and icons for the contact sheet, as plain types."""
+        """Remembers pictures and icons for the contact sheet."""
         rows = range(min(NUM_EXAMPLES - len(self._examples), len(predicted)))
         for row in rows:
             self._examples.append(
                 {
                     "image": batch["image"][row].float().mean(dim=0).cpu().tolist(),
-                    "svg": write_svg(predicted[row]),
-                    "true": write_svg(true[row]),
+                    "predicted": predicted[row],
+                    "true": true[row],
                     "title": batch["name"][row],
                 }
             )
 
-    def _compute(self, losses: nn.ModuleDict, icons: IconMetrics) -> dict[str, float]:
+    def _compute(self, losses: Mapping[str, MeanMetric], icons: IconMetrics) -> dict[str, float]:
         """Returns all metrics by name, and forgets what they were computed from."""
         values = {name: metric.compute().item() for name, metric in losses.items()}
         own = [name for name in self._names() if name in self.weights]
@@ -462,3 +462,8 @@ class DeepIconModule(LightningModule):
 
 def _log_name(name: str) -> str:
     return f"loss_{name}" if name in DEFAULT_WEIGHTS else name
+
+
+def _by_name(metrics: nn.ModuleDict) -> Mapping[str, MeanMetric]:
+    """Returns the metrics of losses as what they are."""
+    return cast(Mapping[str, MeanMetric], metrics)
