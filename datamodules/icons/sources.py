@@ -3,13 +3,12 @@
 import fnmatch
 import hashlib
 import io
-import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ...modules.svg import Document, SvgError, parse_svg
 from .deepsvg import deepsvg_documents, deepsvg_table
@@ -17,15 +16,6 @@ from .deepsvg import deepsvg_documents, deepsvg_table
 MAX_BYTES = 1 << 20  # of one file, as `parse_svg` has it
 LUCIDE = "lucide"
 LUCIDE_LICENCE = "ISC, (c) Lucide Contributors; parts MIT, (c) Cole Bemis (Feather)"
-# What says how an icon is drawn, or what stands beside it, not what it shows.
-STYLES = {"outline", "outlined", "filled", "fill", "round", "rounded", "sharp", "line", "solid"}
-MODIFIERS = {
-    *("circle", "square", "rectangle", "hexagon", "octagon", "diamond", "badge", "dashed", "dot"),
-    *("off", "on", "plus", "minus", "x", "check", "search", "cog", "heart", "star", "question"),
-    *("up", "down", "left", "right", "top", "bottom", "high", "low", "big", "small", "mini"),
-    *("horizontal", "vertical", "off", "cancel", "share", "pause", "bolt", "code", "pin", "alert"),
-    *("arrow", "arrows", "chevron", "chevrons"),
-}
 
 
 @dataclass(frozen=True)
@@ -103,20 +93,6 @@ class IconSource:
         else:
             raise ValueError(f"sources: '{self.path}' is no folder, .zip, .whl, .tgz, nor 'lucide'")
         return hashlib.sha256(f"{self.glob}\0{self.licence}\0{state}".encode()).hexdigest()
-
-
-def family(name: str) -> str:
-    """Returns what an icon shows, for splits: `circle-user-round` and `user-plus` are `user`.
-
-    That is the first word which is no modifier, digits at the end left out; the first word of all
-    where every word is one.
-
-    Args:
-        name: Of the file, as `user-plus`.
-    """
-    words = [re.sub(r"\d+$", "", word) for word in re.split(r"[-_ ]+", PurePosixPath(name).name)]
-    words = [word for word in words if word and word not in STYLES] or [name]
-    return next((word for word in words if word not in MODIFIERS), words[0]).lower()
 
 
 def _lucide_archive() -> Path:

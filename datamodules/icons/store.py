@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ...modules.deepicon.names import family
 from ...modules.deepicon.representation import (
     IconCodec,
     IconError,
@@ -25,7 +26,7 @@ from ...modules.deepicon.representation import (
 )
 from ...modules.files import atomic_write, write_json
 from ...modules.svg import Document, normalized, render
-from .sources import IconSource, family
+from .sources import IconSource
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,14 @@ from .decoders import HierarchicalDecoder
 from .encoders import ClipIconEncoder, ConvIconEncoder, TimmIconEncoder
 from .flat import FlatDecoder
 from .module import DeepIconModule
+from .probe import KeywordProbe
+from .raster import RasterDecoder
 from .representation import IconCodec, IconError, IconStyle, IconTensors, Paint
+from .tracers import AutoTrace, Potrace, Tracer, TrainedTracer, VTracer
+from .tracing import TracingModule
 
 __all__ = [
+    "AutoTrace",
     "ClipIconEncoder",
     "ConvIconEncoder",
     "DeepIconModule",
@@ -16,6 +21,13 @@ __all__ = [
     "IconError",
     "IconStyle",
     "IconTensors",
+    "KeywordProbe",
     "Paint",
+    "Potrace",
+    "RasterDecoder",
     "TimmIconEncoder",
+    "Tracer",
+    "TracingModule",
+    "TrainedTracer",
+    "VTracer",
 ]

@@ -71,7 +71,7 @@ def pack_paths(
 
 
 class StructureDecoder(nn.Module):
-    """Turns an image embedding into path slots: an embedding, a visibility and a paint each.
+    """Turns an image embedding into path slots.
 
     Args:
         width: D.
@@ -99,19 +99,14 @@ class StructureDecoder(nn.Module):
             Block(width, num_heads, hidden, dropout, True, with_memory) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.visibility = nn.Linear(width, 2)
-        self.paint = nn.Linear(width, len(Paint))
-        self.path = nn.Linear(width, width)
 
-    def forward(
-        self, image_BD: Tensor, memory_BMD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns visibility logits (B, P, 2), paint logits (B, P, 4), embeddings (B, P, D)."""
+    def forward(self, image_BD: Tensor, memory_BMD: Tensor | None = None) -> Tensor:
+        """Returns hidden states of the slots, (B, P, D)."""
         x_BPD = self.slots.expand(len(image_BD), -1, -1)
         for block in self.blocks:
             x_BPD = block(x_BPD, image_BD, memory_BMD)
-        x_BPD = self.norm(x_BPD)
-        return self.visibility(x_BPD).float(), self.paint(x_BPD).float(), self.path(x_BPD)
+        out: Tensor = self.norm(x_BPD)
+        return out
 
     def no_weight_decay(self) -> set[str]:
         """Names what weight decay spares."""
@@ -259,6 +254,9 @@ class HierarchicalDecoder(nn.Module):
         ValueError: Hungarian assignment of an autoregressive decoder.
     """
 
+    loss_names = ("visibility", "type", "arg", "paint")
+    report_names = ("visibility_accuracy", "type_accuracy", "arg_error")
+
     def __init__(
         self,
         structure_layers: int = 4,
@@ -301,6 +299,8 @@ class HierarchicalDecoder(nn.Module):
         )
         embeds = self.path_mode == "autoregressive"
         head = CommandHead(width, **self.head_settings, embeds=embeds)
+        self.visibility, self.paint = nn.Linear(width, 2), nn.Linear(width, len(Paint))
+        self.path = nn.Linear(width, width)
         self.paths = PathDecoder(
             *(width, self.path_layers, *shape, sizes.max_commands, self.path_mode, head),
             sizes.with_memory,
@@ -311,11 +311,16 @@ class HierarchicalDecoder(nn.Module):
         """The layers, to be sharded."""
         return [*self.structure.blocks, *self.paths.blocks]
 
+    def slots(self, image_BD: Tensor, memory_BMD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns visibility logits (B, P, 2), paint logits (B, P, 4), embeddings (B, P, D)."""
+        x_BPD = self.structure(image_BD, memory_BMD)
+        return self.visibility(x_BPD).float(), self.paint(x_BPD).float(), self.path(x_BPD)
+
     def losses(
         self, image_BD: Tensor, memory_BMD: Tensor | None, batch: dict[str, Any]
     ) -> tuple[dict[str, Term], dict[str, Term]]:
         """Returns the losses `visibility`, `paint`, `type`, `arg`, and what is only reported."""
-        visible_logits, paint_logits, paths_BPD = self.structure(image_BD, memory_BMD)
+        visible_logits, paint_logits, paths_BPD = self.slots(image_BD, memory_BMD)
         if self.assignment == "hungarian":
             batch, hidden = self._assigned(visible_logits, paths_BPD, memory_BMD, batch)
             losses, reports = self.paths.head.losses(
@@ -434,7 +439,7 @@ class HierarchicalDecoder(nn.Module):
 
         See `PathDecoder.generate`.
         """
-        visible_logits, paint_logits, paths_BPD = self.structure(image_BD, memory_BMD)
+        visible_logits, paint_logits, paths_BPD = self.slots(image_BD, memory_BMD)
         share_BP = visible_logits.softmax(dim=-1)[..., 1]
         best_B1 = share_BP.argmax(dim=1, keepdim=True)
         visible_BP = (share_BP > threshold).scatter(1, best_B1, True)

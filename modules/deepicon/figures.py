@@ -61,3 +61,25 @@ def _strip(example: Mapping[str, Any]) -> Tensor:
     documents = [predicted, coloured(predicted), coloured(true)]
     drawn = torch.cat([picture, render(documents, size, samples=4)])
     return torch.cat(list(drawn), dim=2).clamp(0, 1)
+
+
+def pareto_figure(values: Mapping[str, Mapping[str, float]]) -> "Figure":
+    """Draws by how many paths each way is wrong against how much of paths and ink is right.
+
+    Args:
+        values: For each way `count_error`, `matched_f1`, `ink_iou` and `incomplete_shapes`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    names = ("matched_f1", "ink_iou", "incomplete_shapes")
+    for axes, name in zip(figure.subplots(1, 3), names, strict=True):
+        for place, (label, found) in enumerate(values.items()):
+            color = PALETTE[place % len(PALETTE)]
+            marker = "osD^v"[place // len(PALETTE) % 5]
+            axes.plot(found["count_error"], found[name], marker, color=color, label=label)
+        axes.set(xlabel="paths too many or too few (mean)", title=name.replace("_", " "))
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=6)
+    return figure

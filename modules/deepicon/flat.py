@@ -70,6 +70,9 @@ class FlatDecoder(nn.Module):
         arg_noise: Standard deviation of noise on the arguments it is told in training.
     """
 
+    loss_names = ("type", "arg", "paint")
+    report_names = ("type_accuracy", "arg_error")
+
     def __init__(
         self,
         num_layers: int = 16,

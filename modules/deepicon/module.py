@@ -27,24 +27,24 @@ from torchmetrics import MeanMetric
 
 from ..encoders import Encoder
 from ..files import atomic_write
-from ..metrics.vector import IconMetrics, compare_icons
+from ..metrics.vector import IconMetrics
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..svg import Document, render, write_svg
+from ..svg import render, write_svg
 from ..training_progress import TrainingProgress
 from .commands import Term
 from .decoders import DecoderSizes
 from .encoders import IconEncoder
+from .evaluation import compare, examples, true_icons
 from .figures import contact_sheet
-from .flat import FlatDecoder
-from .network import DeepIconNetwork
+from .network import DeepIconNetwork, IconDecoder
 from .representation import IconCodec, IconStyle, IconTensors, style_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_EXAMPLES = 16
-DEFAULT_WEIGHTS = {"visibility": 1.0, "type": 1.0, "arg": 10.0, "paint": 1.0}
+DEFAULT_WEIGHTS = {"visibility": 1.0, "type": 1.0, "arg": 10.0, "paint": 1.0, "raster": 100.0}
 
 
 class DeepIconModule(LightningModule):
@@ -69,12 +69,13 @@ class DeepIconModule(LightningModule):
 
     Args:
         encoder: Of pictures: `ConvIconEncoder`, `ClipIconEncoder`, `TimmIconEncoder`.
-        decoder: Of paths: `HierarchicalDecoder`, or `FlatDecoder`.
+        decoder: Of paths: `HierarchicalDecoder`, or to compare with `FlatDecoder`, `RasterDecoder`.
         codec: What the tensors mean; the same as the data's.
         width: Of the decoders and of the embedding.
         token_memory: Whether decoders also look at the patches of the picture, not only at the one
             embedding that DeepIcon has.
-        weights: Of the losses `visibility`, `type`, `arg`, `paint`; by default 1, 1, 10, 1.
+        weights: Of the losses `visibility`, `type`, `arg`, `paint` and, of `RasterDecoder`,
+            `raster`; by default 1, 1, 10, 1 and 100.
         visibility_threshold: Probability from which a path slot exists.
         temperature: Of drawn commands; 0 takes the likeliest.
         snap: Grid of predicted coordinates, in units of 24; None: as they come.
@@ -157,9 +158,8 @@ class DeepIconModule(LightningModule):
 
     def _names(self) -> list[str]:
         """Names of losses and of what is reported beside them."""
-        flat = isinstance(self.parts[1], FlatDecoder)
-        visibility = [] if flat else ["visibility", "visibility_accuracy"]
-        return [*visibility, "type", "arg", "paint", "type_accuracy", "arg_error"]
+        decoder = cast(IconDecoder, self.parts[1])
+        return [*decoder.loss_names, *decoder.report_names]
 
     def configure_model(self) -> None:
         """Builds `network` once; on the meta device when called under `torch.device("meta")`."""
@@ -313,46 +313,14 @@ class DeepIconModule(LightningModule):
         self._generating[0] += len(icons)
         self._generating[1] += time.perf_counter() - start
         styles = [style_of(numbers) for numbers in batch["style"]]
-        truth = IconTensors(*(batch[key].cpu() for key in IconTensors._fields)).icons()
         predicted = [
             self.codec.decode(icon, style, snap=self.snap)
             for icon, style in zip(icons, styles, strict=True)
         ]
-        true = [self.codec.decode(icon, style) for icon, style in zip(truth, styles, strict=True)]
-        compared = [
-            compare_icons(one, other, self.metric_size)
-            for one, other in zip(predicted, true, strict=True)
-        ]
-        metric.update(batch["name"], compared, metric.similarities(predicted, true))
-        self._keep_examples(batch, predicted, true)
-        return [
-            {
-                "id": name,
-                "row": "icons",
-                "group": name,
-                "f1": one.f1,
-                "count_error": one.count_error,
-                "mse": one.mse,
-                "ink_iou": one.ink_iou,
-                "redundant": one.num_redundant,
-            }
-            for name, one in zip(batch["name"], compared, strict=True)
-        ]
-
-    def _keep_examples(
-        self, batch: dict[str, Any], predicted: list[Document], true: list[Document]
-    ) -> None:
-        """Remembers pictures and icons for the contact sheet."""
-        rows = range(min(NUM_EXAMPLES - len(self._examples), len(predicted)))
-        for row in rows:
-            self._examples.append(
-                {
-                    "image": batch["image"][row].float().mean(dim=0).cpu().tolist(),
-                    "predicted": predicted[row],
-                    "true": true[row],
-                    "title": batch["name"][row],
-                }
-            )
+        true = true_icons(batch, self.codec)
+        number = NUM_EXAMPLES - len(self._examples)
+        self._examples += examples(number, batch["image"], batch["name"], predicted, true)
+        return compare(metric, "icons", batch["name"], predicted, true)
 
     def _compute(self, losses: Mapping[str, MeanMetric], icons: IconMetrics) -> dict[str, float]:
         """Returns all metrics by name, and forgets what they were computed from."""

@@ -18,6 +18,8 @@ class IconDecoder(Protocol):
     """What `HierarchicalDecoder` and `FlatDecoder` have in common."""
 
     blocks: list[nn.Module]
+    loss_names: tuple[str, ...]
+    report_names: tuple[str, ...]
 
     def build(self, width: int, sizes: DecoderSizes) -> None:
         """Makes the networks, once."""

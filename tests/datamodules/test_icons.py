@@ -21,10 +21,10 @@ from tenfold.datamodules.icons import (
 )
 from tenfold.datamodules.icons.dataset import IconAugmentation, IconDataset, read_picture
 from tenfold.datamodules.icons.deepsvg import load_deepsvg
-from tenfold.datamodules.icons.sources import family
 from tenfold.datamodules.icons.store import ink_iou, load_icons
 from tenfold.modules.deepicon import IconCodec, IconTensors
 from tenfold.modules.deepicon.deepsvg import to_deepsvg
+from tenfold.modules.deepicon.names import family
 from tenfold.modules.deepicon.representation import style_of
 from tenfold.modules.svg import render, write_svg
 

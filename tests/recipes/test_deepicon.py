@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tenfold.datamodules.icons import GeneratedIcons
 from tenfold.modules.deepicon import DeepIconModule
-from tenfold.modules.svg import parse_svg, render
+from tenfold.modules.svg import parse_svg, render, write_svg
 from tenfold.recipes.cli import main
 from torchvision.transforms.functional import to_pil_image
 
@@ -55,6 +55,70 @@ def test_a_run_is_trained_tested_drawn_and_used(run, project, capsys):
     predicted = ["--data.init_args.predict_root=nowhere"]
     assert main([*predict, *predicted, "--overwrite"]) == 2
     assert "no picture at 'nowhere'" in capsys.readouterr().err
+
+
+RECIPE = """
+model:
+  class_path: TracingModule
+  init_args:
+    labels: [mine, vtracer]
+    tracers:
+      - class_path: TrainedTracer
+        init_args: {checkpoint: run/checkpoints/last.ckpt, image_size: 48}
+      - class_path: VTracer
+    codec: {max_paths: 4, max_commands: 12, path_order: topleft}
+data:
+  class_path: GeneratedIconDataModule
+  init_args:
+    num_test: 30
+    image_size: 96
+    codec: {max_paths: 4, max_commands: 12, path_order: topleft}
+    icons: {max_shapes: 3}
+"""
+PROBE = """
+model:
+  class_path: KeywordProbe
+  init_args: {checkpoint: run/checkpoints/last.ckpt, image_size: 48, min_icons: 5}
+data:
+  class_path: IconDataModule
+  init_args:
+    sources: [{path: svg}]
+    split_ratios: [0, 0, 1]
+    image_size: 48
+    codec: {max_paths: 5, max_commands: 12}
+"""
+
+
+def test_a_trained_model_is_compared_and_probed(run, project, capsys):
+    Path("compare.yaml").write_text(RECIPE)
+    assert main(["test", "--config", "compare.yaml", "--run_dir=compared"]) == 0
+    values = json.loads(Path("compared/metrics.json").read_text())["test"]
+    assert 0 <= values["test/mine/matched_f1"] <= 1
+    assert values["test/vtracer/ink_iou"] > 0.8
+    assert Path("compared/figures/pareto.png").is_file()
+    records = [json.loads(r) for r in Path("compared/records.jsonl").read_text().splitlines()]
+    assert {record["row"] for record in records} == {"mine", "vtracer"}
+    assert len(records) == 60
+
+    Path("svg").mkdir()
+    for index in range(40):
+        name = f"{('user', 'file', 'cloud')[index % 3]}{index}-plus.svg"
+        Path("svg", name).write_text(write_svg(GeneratedIcons()[index]))
+    Path("probe.yaml").write_text(PROBE)
+    assert main(["test", "--config", "probe.yaml", "--run_dir=probed"]) == 0
+    values = json.loads(Path("probed/metrics.json").read_text())["test"]
+    assert values["test/num_keywords"] == 4  # plus, which all have, and three that say nothing
+    assert values["test/chance/average_precision"] == pytest.approx((1 + 1) / 4)
+    for row in ("code", "random", "pixels"):
+        assert (
+            values["test/chance/average_precision"] * 0.8
+            < values[f"test/{row}/average_precision"]
+            < 0.9
+        )
+    assert Path("probed/figures/keywords.png").is_file()
+    missing = ["--model.init_args.checkpoint=no.ckpt", "--run_dir=none"]
+    assert main(["test", "--config", "probe.yaml", *missing]) == 2
+    assert "there is no file 'no.ckpt'" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_exactly(run, project):

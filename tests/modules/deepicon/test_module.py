@@ -63,7 +63,7 @@ def test_a_test_has_a_record_for_each_icon_and_the_metrics_of_all(tmp_path):
     alike = module()
     alike.configure_model()
     records = alike.test_step(next(iter(source.test_dataloader())), 0)["records"]
-    assert [record["id"] for record in records] == [f"test-{index}" for index in range(6)]
+    assert [record["id"] for record in records] == [f"icons/test-{index}" for index in range(6)]
     mean = sum(record["mse"] for record in records) / 6
     assert values["test/mse"] == pytest.approx(mean, rel=1e-6)
     assert values["test/icons_per_second"] > 0

@@ -64,7 +64,7 @@ def test_losses_are_means_over_commands_not_over_paths(batch, memory):
     model = network(hierarchical(num_groups=3), memory).eval()
     losses, reports = model(batch)
     image, patches = model.encode(batch["image"])
-    _, _, paths = model.decoder.structure(image, patches)
+    _, _, paths = model.decoder.slots(image, patches)
     head = model.decoder.paths.head
     nats = distance = error = 0.0
     num_commands = num_args = 0
@@ -112,7 +112,7 @@ def test_the_cache_changes_nothing(batch, memory):
     with torch.no_grad():
         icons = model.generate(batch["image"], threshold=0.0)
         image, patches = model.encode(batch["image"])
-        _, _, paths = model.decoder.structure(image, patches)
+        _, _, paths = model.decoder.slots(image, patches)
         memory_NMD = None if patches is None else patches.repeat_interleave(4, 0)
         flat = paths.flatten(0, 1), icons.types.flatten(0, 1), icons.args.flatten(0, 1)
         hidden = model.decoder.paths(*flat, memory_NMD)
