@@ -26,6 +26,7 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .realsyn_pipeline import realsyn, run_realsyn
 from .scenes import scenes
 from .study import study
 from .submit import submit
@@ -76,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "realsyn": realsyn,
 }
 
 
@@ -100,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in TRAINER_COMMANDS:
             run_trainer_command(arguments[0], arguments[1:])
+        elif arguments[:1] == ["realsyn"]:  # its options are those of a recipe
+            run_realsyn(arguments[1:])
         else:
             run_tool(arguments)
     except KeyboardInterrupt as interrupt:
