@@ -57,14 +57,15 @@ def run_realsyn(argv: list[str]) -> None:
     import_named(arguments.names)
 
     from ..datamodules.realsyn import Settings
-    from ..datamodules.realsyn.report import describe_funnel, list_problems, write_report
+    from ..datamodules.realsyn.funnel import describe_funnel, list_problems
+    from ..datamodules.realsyn.report import write_report
     from .realsyn_build import build_pipeline
 
     parser = _make_parser(arguments.settings)
     built = parser.instantiate(parser.parse_args(arguments.argv)).as_dict()
     chosen = {field.name: built.pop(field.name) for field in fields(Settings)}
-    given = {k: v for k, v in built.items() if k not in ("config", "base")}
-    pipeline = build_pipeline(Settings(**chosen), **given)
+    rest_of_them = {k: v for k, v in built.items() if k not in ("config", "base")}
+    pipeline = build_pipeline(Settings(**chosen), **rest_of_them)
     start = time.monotonic()
     try:
         with _progress() as pipeline.progress:
@@ -73,7 +74,7 @@ def run_realsyn(argv: list[str]) -> None:
         raise KeyboardInterrupt(f"stopped; the same command goes on in {pipeline.out}") from None
     finally:
         pipeline.executor.close()
-    page = write_report(pipeline.out, finished)
+    page = write_report(pipeline.out, finished, pipeline.settings)
     for line in list_problems(finished):
         note(line)
     print(describe_funnel(finished))
@@ -81,7 +82,7 @@ def run_realsyn(argv: list[str]) -> None:
 
 
 def _make_parser(settings: list[Setting]) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
     from ..datamodules.realsyn import Settings
     from .realsyn_build import build_pipeline

@@ -90,7 +90,7 @@ class BalanceSampling:
             raise ValueError("balance: bernoulli wants cap: how many it gives is left to chance")
         if self.mode == "random" and self.target_size is None:
             raise ValueError("balance: random wants target_size")
-        if (self.cap or 1) < 1 or (self.target_size or 1) < 1:
+        if any(number is not None and number < 1 for number in (self.cap, self.target_size)):
             raise ValueError(
                 f"balance: cap and target_size must be 1 or more, got {self.cap} and "
                 f"{self.target_size}"

@@ -220,24 +220,21 @@ class JoinDuplicates(Task):
         order = sorted(gone.tolist(), key=lambda row: hash64(0, str(row)))[:NUM_SHOWN]
         column = "source" if self.source.kind == "images" else "text"
         rows = sorted({*order, *(int(stays[labels[row]]) for row in order)})
-        names: dict[int, tuple[str, str]] = {}
+        found: dict[int, dict[str, object]] = {}
         for block in range(len(self.source.rows)):
             start = self.source.start(block)
             here = [row - start for row in rows if 0 <= row - start < self.source.rows[block]]
             if here:
                 table = self.source.table(block, ["id", column]).take(here)
-                pairs = zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True)
-                names |= {start + row: pair for row, pair in zip(here, pairs, strict=True)}
-        return [
-            {
-                "id": names[row][0],
-                "reason": "duplicate",
-                column: names[row][1],
-                "kept_id": names[int(stays[labels[row]])][0],
-                "kept": names[int(stays[labels[row]])][1],
-            }
-            for row in order
-        ]
+                for row, known in zip(here, table.to_pylist(), strict=True):
+                    found[start + row] = known | {"block": block, "row": row}
+        examples: list[dict[str, object]] = []
+        for row in order:
+            other = found[int(stays[labels[row]])]
+            told = {"kept_id": other["id"], "kept": other[column]}
+            places = {"kept_block": other["block"], "kept_row": other["row"]}
+            examples.append({"reason": "duplicate", **found[row], **told, **places})
+        return examples
 
 
 def read_summary(folder: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ import pickle
 import signal
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -82,6 +83,9 @@ class LocalExecutor(Executor):
                 "a worker process was killed, most often because memory has run out: the same "
                 "command goes on; fewer --executor.num_processes need less memory"
             ) from error
+        except UserError as error:
+            self.close()
+            raise ValueError(str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -134,7 +138,7 @@ class RayExecutor(Executor):
         # A block per task: what one worker takes at a time.
         data = data.repartition(len(tasks)).map(
             _RayWorker,
-            fn_constructor_args=(pickle.dumps(work), self.threads),
+            fn_constructor_args=(pickle.dumps(work),),
             concurrency=number,
             num_cpus=self.threads,
             num_gpus=gpus or None,
@@ -144,7 +148,7 @@ class RayExecutor(Executor):
                 done(row["task"], Stats(**pickle.loads(row["stats"])))
         except ray.exceptions.RayError as error:
             cause = _first_cause(error)
-            if isinstance(cause, ValueError):
+            if isinstance(cause, UserError):
                 raise ValueError(str(cause)) from error
             raise
 
@@ -182,12 +186,11 @@ class RayExecutor(Executor):
 class _RayWorker:
     """Keeps a work, and so its network, for all tasks that come to this process."""
 
-    def __init__(self, pickled: bytes, threads: int) -> None:
-        _limit_threads(threads)
+    def __init__(self, pickled: bytes) -> None:
         self.work: Work = pickle.loads(pickled)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        stats = self.work(int(row["task"]))
+        stats = _do(self.work, int(row["task"]))
         return {"task": int(row["task"]), "stats": pickle.dumps(vars(stats))}
 
 
@@ -201,12 +204,6 @@ def _first_cause(error: BaseException) -> BaseException:
 def _thread_variables(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
-
-
-def _limit_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 class _environment:  # noqa: N801 - reads as a statement
@@ -234,7 +231,26 @@ def _run_task(pickled: bytes, task: int) -> Stats:
     global _kept
     if _kept is None or _kept[0] != pickled:
         _kept = (pickled, pickle.loads(pickled))
-    return _kept[1](task)
+    return _do(_kept[1], task)
+
+
+class UserError(ValueError):
+    """What this package told users on purpose, in a worker."""
+
+
+def _do(work: Work, task: int) -> Stats:
+    """Does a task; marks errors that were raised on purpose, which elsewhere can no longer be seen.
+
+    Raises:
+        UserError: A ValueError was raised in this package.
+    """
+    try:
+        return work(task)
+    except ValueError as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if frames[-1].f_globals.get("__name__", "").startswith(__name__.partition(".")[0]):
+            raise UserError(str(error)) from error
+        raise
 
 
 def _start_worker(parent: int) -> None:

@@ -186,14 +186,15 @@ class _Shard:
 def nearest_paragraph(items: Sequence[str | Picture], position: int) -> str:
     """The paragraph of three words or more that is nearest to an image, "" if there is none.
 
-    Of two at the same distance the one after it: captions stand below.
+    Of two at the same distance the longer one.
     """
     for distance in range(1, len(items)):
-        for place in (position + distance, position - distance):
-            if 0 <= place < len(items):
-                item = items[place]
-                if isinstance(item, str) and len(item.split()) >= NEAREST_WORDS:
-                    return item[:NEAREST_CHARACTERS]
+        places = (position - distance, position + distance)
+        around = [items[place] for place in places if 0 <= place < len(items)]
+        texts = [item for item in around if isinstance(item, str)]
+        texts = [text for text in texts if len(text.split()) >= NEAREST_WORDS]
+        if texts:
+            return max(texts, key=len)[:NEAREST_CHARACTERS]
     return ""
 
 

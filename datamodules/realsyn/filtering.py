@@ -159,6 +159,8 @@ class FilterQuality(Task):
         verdict = Verdict(leaks.kept, pa.concat_tables([verdict.dropped, leaks.dropped]))
         write_table(verdict.kept, part(self.folder, "images", task))
         stats = _told("images", verdict, IMAGE_EXAMPLE)
+        for example in stats.examples["images"]:
+            example["shard"] = task
         decoded = images.filter(pc.equal(images["problem"], ""))
         sides = np.stack([decoded["width"].to_numpy(), decoded["height"].to_numpy()])
         short, long = sides.min(0, initial=10**9), sides.max(0, initial=0)

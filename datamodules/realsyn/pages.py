@@ -205,9 +205,9 @@ def _address(image: Any) -> str:
         if address and not address.startswith("data:"):
             return str(address)
     sets = [image.get("srcset") or image.get("data-srcset") or ""]
-    parent = image.getparent()
-    if parent is not None and parent.tag == "picture":
-        sets += [source.get("srcset") or "" for source in parent.iterfind("source")]
+    # libxml2 takes what follows a `source` for its content: neither is always the other's sibling.
+    for picture in image.iterancestors("picture"):
+        sets += [source.get("srcset") or "" for source in picture.iter("source")]
     for candidates in filter(None, sets):
         sized = [candidate.split() for candidate in candidates.split(",") if candidate.split()]
         return str(max(sized, key=_candidate_size)[0])

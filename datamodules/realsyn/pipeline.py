@@ -440,7 +440,7 @@ class Pipeline:
 
     def _rows_of(self, name: str, kind: str) -> list[int]:
         """What each task of a step counted as rows of a kind."""
-        folder = self.out / name / "done"
+        folder = self.out / name / "_done"
         markers = sorted(folder.glob("*.json"))
         said = [json.loads(marker.read_text(encoding="utf-8")) for marker in markers]
         return [marker["stats"]["counts"][f"{kind} rows"] for marker in said]

@@ -157,7 +157,7 @@ def run_step(
     """
     folder = out / step.name
     _claim(folder, step, overwrite)
-    markers = [folder / "done" / f"{task:05d}.json" for task in range(step.num_tasks)]
+    markers = [folder / "_done" / f"{task:05d}.json" for task in range(step.num_tasks)]
     if not (folder / "_SUCCESS").exists():
         todo = [task for task, marker in enumerate(markers) if not marker.exists()]
         num_done = step.num_tasks - len(todo)
@@ -179,8 +179,8 @@ def run_step(
         stats = Stats(**said["stats"])
         rows.append(stats.counts.get("rows", 0))
         total.add(stats)
-    if not (folder / "stats.json").exists():
-        write_json(folder / "stats.json", vars(total))
+    if not (folder / "_stats.json").exists():
+        write_json(folder / "_stats.json", vars(total))
     return Finished(step.digest, total, rows, seconds)
 
 
@@ -198,13 +198,13 @@ class _Marked:
         start = time.perf_counter()
         stats = self.work(task)
         said = {"seconds": round(time.perf_counter() - start, 3), "stats": vars(stats)}
-        write_json(Path(self.folder) / "done" / f"{task:05d}.json", said)
+        write_json(Path(self.folder) / "_done" / f"{task:05d}.json", said)
         return stats
 
 
 def _claim(folder: Path, step: Step, overwrite: bool) -> None:
     """Makes the folder this step's, or finds that it is."""
-    path = folder / "settings.json"
+    path = folder / "_settings.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["digest"] == step.digest:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...modules.files import atomic_write
@@ -55,6 +54,10 @@ def exact_dots(left_ND: Vectors, right_MD: Vectors, device: str = "cpu") -> Floa
     Returns:
         (N, M) float64.
     """
+    if device == "cpu":
+        return np.asarray(left_ND.astype(np.float64) @ right_MD.astype(np.float64).T)
+    import torch
+
     left, right = (torch.from_numpy(x).to(device).double() for x in (left_ND, right_MD))
     return np.asarray((left @ right.T).cpu().numpy())
 
@@ -69,9 +72,11 @@ def top_scores(scores_NM: Floats, number: int) -> Ints:
     if number == 0:
         return np.zeros((len(scores_NM), 0), np.int64)
     if number == 1:
-        return scores_NM.argmax(1)[:, None].astype(np.int64)
+        first: Ints = scores_NM.argmax(1)[:, None]
+        return first
     if number * 8 >= scores_NM.shape[1]:
-        return np.argsort(-scores_NM, axis=1, kind="stable")[:, :number].astype(np.int64)
+        order: Ints = np.argsort(-scores_NM, axis=1, kind="stable")
+        return order[:, :number]
     least = np.partition(scores_NM, -number, axis=1)[:, -number]
     found = np.empty((len(scores_NM), number), np.int64)
     for row, (scores, bound) in enumerate(zip(scores_NM, least, strict=True)):
