@@ -27,7 +27,7 @@ _OUTSIDE = re.compile(r"datasets\b|urlopen|requests\.|plt\.pause|animation")
 _ROLE = re.compile(r":\w+(?::\w+)*:`~?([^`<]*?)(?:\s*<[^>]*>)?`")
 _LITERAL = re.compile(r"``?([^`]+)``?")
 _REFERENCE = re.compile(r"\s*\[[\w.]+\]_")
-_UNDERLINE = re.compile(r"[-=~^*]{3,}")
+_UNDERLINE = re.compile(r"^[ ]*[-=~^*]{3,}[ ]*$", re.MULTILINE)
 
 
 class DocstringPages(DocumentReader):
@@ -102,10 +102,9 @@ class DocstringPages(DocumentReader):
 
 def paragraphs_of(docstring: str) -> Iterator[str]:
     """The running text of a part of a docstring, without its markup."""
-    for block in re.split(r"\n\s*\n", docstring):
+    for block in re.split(r"\n\s*\n", _UNDERLINE.sub("\n\n", docstring)):
         lines = [line.strip() for line in block.splitlines()]
-        lines = [line for line in lines if line and not _UNDERLINE.fullmatch(line)]
-        if not lines or lines[0].startswith((".. ", ">>>", "...")):
+        if not any(lines) or lines[0].startswith((".. ", ">>>", "...")):
             continue
         text = " ".join(lines)
         text = _REFERENCE.sub("", _ROLE.sub(r"\1", text)).replace("\\", "")
