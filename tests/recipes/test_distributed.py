@@ -136,6 +136,7 @@ QUICKSTARTS = (
     "model_merging",
     "set_mixer",
     "vision_language_model",
+    "realsyn",
 )
 
 
