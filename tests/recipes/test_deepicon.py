@@ -110,11 +110,7 @@ def test_a_trained_model_is_compared_and_probed(run, project, capsys):
     assert values["test/num_keywords"] == 4  # plus, which all have, and three that say nothing
     assert values["test/chance/average_precision"] == pytest.approx((1 + 1) / 4)
     for row in ("code", "random", "pixels"):
-        assert (
-            values["test/chance/average_precision"] * 0.8
-            < values[f"test/{row}/average_precision"]
-            < 0.9
-        )
+        assert 0.4 < values[f"test/{row}/average_precision"] < 0.9
     assert Path("probed/figures/keywords.png").is_file()
     missing = ["--model.init_args.checkpoint=no.ckpt", "--run_dir=none"]
     assert main(["test", "--config", "probe.yaml", *missing]) == 2

@@ -37,9 +37,8 @@ def in_chromium(texts: list[str], folder: Path) -> Tensor:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--window-size={COLUMNS * SIDE},{rows * SIDE + 100}"]
     command += [f"--screenshot={folder}/shot.png", f"--user-data-dir={folder}/profile"]
-    subprocess.run(
-        [*command, f"file://{folder}/page.html"], check=True, capture_output=True, timeout=120
-    )
+    command += [f"file://{folder}/page.html"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     shot = np.asarray(Image.open(folder / "shot.png").convert("RGB"), dtype=np.float32) / 255
     tiles = [
         shot[n // COLUMNS * SIDE :, n % COLUMNS * SIDE :][:SIDE, :SIDE] for n in range(len(texts))
@@ -60,7 +59,7 @@ def test_what_is_written_looks_in_a_browser_as_it_does_here(tmp_path):
     texts += module.generate(pictures)
     mine = render([parse_svg(text) for text in texts], (SIDE, SIDE))
     theirs = in_chromium(texts, tmp_path)
-    assert (theirs < 0.5).flatten(1).any(dim=1).all()
+    assert (theirs[:8] < 0.5).flatten(1).any(dim=1).all()  # what is made up may be white on white
     assert ((mine - theirs).abs().mean((1, 2, 3)) < 0.01).all()
     for text in texts:
         lowered = text.lower()
