@@ -12,6 +12,8 @@ CLASSES = {
     "API": "tenfold.modules.perception_magnifier",
     "ActivationStatsMonitor": "tenfold.callbacks.activation_stats",
     "AnnealingPrediction": "tenfold.callbacks.annealing_prediction",
+    "BM25Cosine": "tenfold.modules.cvr_llm",
+    "BM25MinMax": "tenfold.modules.cvr_llm",
     "BeamSearch": "tenfold.modules.perception_magnifier",
     "Blip2Encoder": "tenfold.modules.encoders",
     "CachedBackend": "tenfold.modules.chat",
@@ -19,8 +21,10 @@ CLASSES = {
     "CauseEffectScenes": "tenfold.datamodules.scenes",
     "ChairDataModule": "tenfold.datamodules.visual_questions",
     "ChairScorer": "tenfold.modules.vlm_decoding",
+    "CharacterNgrams": "tenfold.modules.cvr_llm",
     "CheckpointMerging": "tenfold.callbacks.checkpoint_merging",
     "DGCNN": "tenfold.modules.point_cloud",
+    "EncodedTexts": "tenfold.modules.cvr_llm",
     "FigureWriter": "tenfold.callbacks.figures",
     "Greedy": "tenfold.modules.perception_magnifier",
     "ICD": "tenfold.modules.perception_magnifier",
@@ -56,6 +60,7 @@ CLASSES = {
     "SceneDataModule": "tenfold.datamodules.scenes",
     "SentenceEncoder": "tenfold.modules.encoders",
     "SetMixerAggregation": "tenfold.modules.set_mixer",
+    "SimilarityModule": "tenfold.modules.cvr_llm",
     "SpikeInjection": "tenfold.callbacks.spike_recovery",
     "SpikeRecovery": "tenfold.callbacks.spike_recovery",
     "TextDataModule": "tenfold.datamodules.text",
@@ -70,6 +75,7 @@ CLASSES = {
     "VisionLanguageModel": "tenfold.modules.vision_language_model",
     "WarmupCosine": "tenfold.modules.optimization",
     "WarmupStableDecay": "tenfold.modules.optimization",
+    "WinogavilDataModule": "tenfold.datamodules.visual_reasoning",
 }
 
 

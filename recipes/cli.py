@@ -29,6 +29,7 @@ from .jobs import jobs
 from .merge import merge
 from .runs import runs
 from .scenes import scenes
+from .score import score
 from .study import study
 from .submit import submit
 
@@ -84,6 +85,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "score": score,
 }
 
 

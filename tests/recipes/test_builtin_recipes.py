@@ -30,7 +30,7 @@ def needs_a_cluster(name: str) -> bool:
 
 META = [name for name in PLAIN if needs_a_cluster(name)]
 # What is asked and not trained: a model and data that a user has.
-EVALUATORS = {"VLMDecodingModule"}
+EVALUATORS = {"SimilarityModule", "VLMDecodingModule"}
 EVALUATIONS = [
     name for name in PLAIN if CONTENT[name].get("model", {}).get("class_path") in EVALUATORS
 ]
