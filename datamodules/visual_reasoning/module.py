@@ -7,7 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -46,7 +46,7 @@ class ReasoningDataModule(LightningDataModule, ABC):
         ValueError: A number out of range.
     """
 
-    makes_pictures: ClassVar[bool] = False  # whether images come from elsewhere than `image_dir`
+    makes_pictures: bool = False  # whether images come from elsewhere than `image_dir`
 
     def __init__(
         self,

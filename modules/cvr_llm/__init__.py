@@ -1,5 +1,18 @@
-"""CVR-LLM: reasoning about images with language models, and the floor under it."""
+"""CVR-LLM: context-aware descriptions, solved examples, and a judge that compares step by step."""
 
+from .blip2_captioner import Blip2Captioner
+from .comparison import ChainOfComparisonModule
+from .module import CVRLLMModule
+from .prompts import Prompts
+from .scene_reasoner import SceneReasoner
+from .selection import (
+    CVRICLSelector,
+    Example,
+    ExampleSelector,
+    MultimodalKNNSelector,
+    RandomSelector,
+    TextKNNSelector,
+)
 from .similarity import SimilarityModule
 from .text_similarity import (
     BM25Cosine,
@@ -12,8 +25,19 @@ from .text_similarity import (
 __all__ = [
     "BM25Cosine",
     "BM25MinMax",
+    "Blip2Captioner",
+    "CVRICLSelector",
+    "CVRLLMModule",
+    "ChainOfComparisonModule",
     "CharacterNgrams",
     "EncodedTexts",
+    "Example",
+    "ExampleSelector",
+    "MultimodalKNNSelector",
+    "Prompts",
+    "RandomSelector",
+    "SceneReasoner",
     "SimilarityModule",
+    "TextKNNSelector",
     "TextSimilarity",
 ]

@@ -107,6 +107,6 @@ class ReasoningModule(LightningModule, ABC):
 
 
 def record_of(row: Row) -> dict[str, Any]:
-    """What a study compares of a row, question by question: `<set>/<metric>`."""
-    metric = f"{row['set']}/{row['metric']}"
-    return {"id": row["id"], "group": row["group"], metric: row["value"]}
+    """What a study compares of a row, question by question: the metric, of its set and of all."""
+    metric, value = row["metric"], row["value"]
+    return {"id": row["id"], "group": row["group"], metric: value, f"{row['set']}/{metric}": value}

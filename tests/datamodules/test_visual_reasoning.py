@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from tenfold.datamodules.visual_reasoning import WinogavilDataModule
+from tenfold.datamodules.scenes import ObjectScenes
+from tenfold.datamodules.visual_reasoning import SceneReasoningDataModule, WinogavilDataModule
 
 DATA = Path(__file__).parents[1] / "data" / "winogavil"
 
@@ -109,6 +111,31 @@ def test_settings_out_of_range_are_named(settings, named):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no .*game_5_6\.csv"):
         WinogavilDataModule(root=str(tmp_path)).setup()
+
+
+def test_scene_questions_have_one_right_option():
+    data = SceneReasoningDataModule(ObjectScenes.caid(seed=0), num_scenes=40)
+    data.setup()
+    assert len(data.questions) == 160
+    right = np.bincount([q.answers[0] for q in data.questions], minlength=4)
+    assert right.min() > 20
+    for question in data.questions:
+        assert len(set(question.options)) == 4
+        scene = data.scenes.scene("test", int(question.id), data.scenes.sizes[int(question.id) % 2])
+        answer = question.options[question.answers[0]]
+        words = question.text.rstrip("?").split()
+        (item,) = [o for o in scene.objects if {o.kind, o.colour} & set(words)]
+        if question.set == "scenes_what":
+            assert answer == item.kind
+        elif question.set == "scenes_colour":
+            assert answer == item.colour
+        else:
+            vertical = "top" if item.centre[1] < 32 else "bottom"
+            assert answer == f"{vertical} {'left' if item.centre[0] < 32 else 'right'}"
+    item = data.pool()[0]
+    assert item.pictures[0].size == (64, 64)
+    with pytest.raises(ValueError, match="expected shapes"):
+        SceneReasoningDataModule(ObjectScenes())
 
 
 def test_a_hash_tells_data_apart():
