@@ -17,7 +17,9 @@ STUDIES = [name for name in NAMES if "stages" in CONTENT[name]]
 OVERLAYS = [name for name in NAMES if name.startswith("overlays/")]
 # Settings for several recipes of one method: data alone, the model is another recipe's.
 PARTS = [name for name in NAMES if CONTENT[name].keys() == {"data"}]
-PLAIN = [name for name in NAMES if name not in STUDIES + OVERLAYS + PARTS]
+# Recipes of a command of their own, tested with it.
+PIPELINES = [name for name in NAMES if name.split("/")[1].startswith("pipeline_")]
+PLAIN = [name for name in NAMES if name not in STUDIES + OVERLAYS + PARTS + PIPELINES]
 
 
 def needs_a_cluster(name: str) -> bool:
