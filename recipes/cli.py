@@ -30,6 +30,7 @@ from .merge import merge
 from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
 from .scenes import scenes
+from .score import score
 from .study import study
 from .submit import submit
 
@@ -86,6 +87,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "corrupt": corrupt,
     "scenes": scenes,
     "realsyn": realsyn,
+    "score": score,
 }
 
 
