@@ -27,9 +27,14 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+<<<<<<< HEAD
 from .pages import pages
+=======
+from .realsyn_pipeline import realsyn, run_realsyn
+>>>>>>> main
 from .runs import runs
 from .scenes import scenes
+from .score import score
 from .study import study
 from .submit import submit
 
@@ -85,7 +90,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+<<<<<<< HEAD
     "pages": pages,
+=======
+    "realsyn": realsyn,
+    "score": score,
+>>>>>>> main
 }
 
 
@@ -110,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in TRAINER_COMMANDS:
             run_trainer_command(arguments[0], arguments[1:])
+        elif arguments[:1] == ["realsyn"]:  # its options are those of a recipe
+            run_realsyn(arguments[1:])
         else:
             run_tool_into_pipe(arguments)
     except KeyboardInterrupt as interrupt:

@@ -8,8 +8,8 @@ from PIL import Image
 from tenfold.datamodules.contextual_captions import JsonPages, WikiWeb2MPages
 from tenfold.recipes.cli import main
 
-PAGE = """<html><title>Cells {k}</title><h1>Cells</h1><p>All living things number {k} have cells that
-divide and grow. Plants have a wall around each cell, which animals have not.</p>
+PAGE = """<html><title>Cells {k}</title><h1>Cells</h1><p>All living things number {k} have
+cells that divide and grow. Plants have a wall around each cell, which animals have not.</p>
 <figure><img src="img/{k}.png"><figcaption>A cell wall of plant {k}</figcaption></figure>
 <h2>Nothing to see</h2><p>No figure here.</p></html>"""
 
