@@ -16,11 +16,8 @@ CLASSES = {
     "BM25Cosine": "tenfold.modules.cvr_llm",
     "BM25MinMax": "tenfold.modules.cvr_llm",
     "BeamSearch": "tenfold.modules.perception_magnifier",
-<<<<<<< HEAD
     "Bleu": "tenfold.modules.metrics.captioning",
-=======
     "Blip2Captioner": "tenfold.modules.cvr_llm",
->>>>>>> main
     "Blip2Encoder": "tenfold.modules.encoders",
     "CVRICLSelector": "tenfold.modules.cvr_llm",
     "CVRLLMModule": "tenfold.modules.cvr_llm",
@@ -43,58 +40,42 @@ CLASSES = {
     "CnxmlPages": "tenfold.datamodules.contextual_captions",
     "ContextualCaptionDataModule": "tenfold.datamodules.contextual_captions",
     "ContrastiveEncoder": "tenfold.modules.encoders",
-<<<<<<< HEAD
-    "CtrlCIC": "tenfold.modules.ctrl_cic",
-    "CtrlCICFiles": "tenfold.datamodules.contextual_captions",
-    "DGCNN": "tenfold.modules.point_cloud",
-    "EncoderRelevance": "tenfold.modules.ctrl_cic",
-    "FactExamples": "tenfold.datamodules.contextual_captions",
-=======
     "ConvIconEncoder": "tenfold.modules.deepicon",
     "CorpusEncoder": "tenfold.modules.encoders",
+    "CtrlCIC": "tenfold.modules.ctrl_cic",
+    "CtrlCICFiles": "tenfold.datamodules.contextual_captions",
     "DGCNN": "tenfold.modules.point_cloud",
     "DeepIconModule": "tenfold.modules.deepicon",
     "DescriptionPairs": "tenfold.datamodules.visual_reasoning",
     "DocstringPages": "tenfold.datamodules.realsyn",
     "EncodedTexts": "tenfold.modules.cvr_llm",
->>>>>>> main
+    "EncoderRelevance": "tenfold.modules.ctrl_cic",
+    "FactExamples": "tenfold.datamodules.contextual_captions",
     "FigureWriter": "tenfold.callbacks.figures",
     "FlatDecoder": "tenfold.modules.deepicon",
     "GeneratedIconDataModule": "tenfold.datamodules.icons",
     "Greedy": "tenfold.modules.perception_magnifier",
-<<<<<<< HEAD
-    "HtmlPages": "tenfold.datamodules.contextual_captions",
-=======
     "HierarchicalDecoder": "tenfold.modules.deepicon",
     "HtmlFolder": "tenfold.datamodules.realsyn",
->>>>>>> main
+    "HtmlPages": "tenfold.datamodules.contextual_captions",
     "ICD": "tenfold.modules.perception_magnifier",
     "IconDataModule": "tenfold.datamodules.icons",
     "InDegreeFilter": "tenfold.modules.outlier_filter",
     "JsonPages": "tenfold.datamodules.contextual_captions",
     "JudgeScorer": "tenfold.modules.vlm_decoding",
-<<<<<<< HEAD
+    "KeywordProbe": "tenfold.modules.deepicon",
     "LexicalRelevance": "tenfold.modules.ctrl_cic",
     "LinearProbeEvaluation": "tenfold.callbacks.feature_evaluation",
     "LlavaBenchDataModule": "tenfold.datamodules.visual_questions",
     "M3ID": "tenfold.modules.perception_magnifier",
-    "Meteor": "tenfold.modules.metrics.captioning",
-    "MmeDataModule": "tenfold.datamodules.visual_questions",
-    "MmeScorer": "tenfold.modules.vlm_decoding",
-    "MultiTextDataModule": "tenfold.datamodules.multi_text",
-    "NoControl": "tenfold.modules.ctrl_cic",
-=======
-    "KeywordProbe": "tenfold.modules.deepicon",
-    "LinearProbeEvaluation": "tenfold.callbacks.feature_evaluation",
-    "LlavaBenchDataModule": "tenfold.datamodules.visual_questions",
-    "M3ID": "tenfold.modules.perception_magnifier",
     "MarkdownFolder": "tenfold.datamodules.realsyn",
+    "Meteor": "tenfold.modules.metrics.captioning",
     "MmeDataModule": "tenfold.datamodules.visual_questions",
     "MmeScorer": "tenfold.modules.vlm_decoding",
     "MultiTextDataModule": "tenfold.datamodules.multi_text",
     "MultimodalKNNSelector": "tenfold.modules.cvr_llm",
     "NewYorkerDataModule": "tenfold.datamodules.visual_reasoning",
->>>>>>> main
+    "NoControl": "tenfold.modules.ctrl_cic",
     "OPERA": "tenfold.modules.perception_magnifier",
     "ObelicsParquet": "tenfold.datamodules.realsyn",
     "ObjectScenes": "tenfold.datamodules.scenes",
@@ -121,11 +102,8 @@ CLASSES = {
     "RandomSelector": "tenfold.modules.cvr_llm",
     "RandomState": "tenfold.callbacks.random_state",
     "RankWatch": "tenfold.callbacks.rank_watch",
-<<<<<<< HEAD
-    "Recalibration": "tenfold.modules.ctrl_cic",
-=======
     "RasterDecoder": "tenfold.modules.deepicon",
->>>>>>> main
+    "Recalibration": "tenfold.modules.ctrl_cic",
     "RecordWriter": "tenfold.callbacks.records",
     "RelevancePredictor": "tenfold.modules.ctrl_cic",
     "ReplayBackend": "tenfold.modules.chat",
@@ -160,13 +138,10 @@ CLASSES = {
     "VisionLanguageModel": "tenfold.modules.vision_language_model",
     "WarmupCosine": "tenfold.modules.optimization",
     "WarmupStableDecay": "tenfold.modules.optimization",
-<<<<<<< HEAD
-    "WikiWeb2MPages": "tenfold.datamodules.contextual_captions",
-=======
     "WhoopsDataModule": "tenfold.datamodules.visual_reasoning",
+    "WikiWeb2MPages": "tenfold.datamodules.contextual_captions",
     "WinogavilDataModule": "tenfold.datamodules.visual_reasoning",
     "WinogroundDataModule": "tenfold.datamodules.visual_reasoning",
->>>>>>> main
     "ZeroShotEvaluation": "tenfold.callbacks.feature_evaluation",
 }
 

@@ -27,11 +27,8 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
-<<<<<<< HEAD
 from .pages import pages
-=======
 from .realsyn_pipeline import realsyn, run_realsyn
->>>>>>> main
 from .runs import runs
 from .scenes import scenes
 from .score import score
@@ -90,12 +87,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
-<<<<<<< HEAD
     "pages": pages,
-=======
     "realsyn": realsyn,
     "score": score,
->>>>>>> main
 }
 
 
