@@ -1,0 +1,5 @@
+"""Drawing programs: drawn at random, read from files, or only the pictures of a user."""
+
+from .sampler import ProgramSampler
+
+__all__ = ["ProgramSampler"]

@@ -1,0 +1,1 @@
+"""Art2Prog: a picture becomes the drawing program that made it."""

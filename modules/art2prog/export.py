@@ -1,0 +1,40 @@
+"""Programs as files that a person opens: text, SVG, OpenRaster."""
+
+from pathlib import Path
+
+from ..files import atomic_write
+from ..svg import Document, Fill, Group, Line, Shape, Subpath, write_svg
+from .language import Language, Program
+from .layers import document, picture_of
+from .openraster import write_ora
+
+
+def program_svg(program: Program, language: Language) -> str:
+    """Returns a program as SVG: a path per layer, real arcs, blend modes; white paper below."""
+    art = document(picture_of(program), language)
+    _, _, width, height = art.view_box
+    corners = (Line(width, 0), Line(width, height), Line(0, height))
+    paper = Shape((Subpath(0, 0, corners, True),), fill=Fill((1.0, 1.0, 1.0)), name="paper")
+    # A group of its own: layers are multiplied by each other, not by the paper.
+    return write_svg(Document(art.view_box, (paper, Group(art.children, name="art"))))
+
+
+def export_program(program: Program, language: Language, stem: str | Path) -> list[Path]:
+    """Writes `<stem>.a2p`, `.svg` and `.ora`.
+
+    Args:
+        program: A checked program.
+        language: Its language.
+        stem: Path of the files without their ending.
+
+    Returns:
+        The files.
+    """
+    paths = [Path(f"{stem}{ending}") for ending in (".a2p", ".svg", ".ora")]
+    for path, text in zip(
+        paths, (language.format(program), program_svg(program, language)), strict=False
+    ):
+        with atomic_write(path, "w") as file:
+            file.write(text)
+    write_ora(paths[2], picture_of(program), language)
+    return paths
