@@ -1,11 +1,12 @@
 """Random programs whose pictures tell which program made them."""
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ MAX_TRIES = 2000
 LAYER_TRIES = 8
 
 
+Split = Literal["train", "val", "test"]
+SplitBy = Literal["program", "shapes"]
+SHARES = {"train": (0, 1), "val": (2,), "test": (3,)}  # quarters of all programs or shapes
+
+
 class ProgramSampler:
     """Draws programs in canonical form.
 
@@ -56,6 +62,7 @@ class ProgramSampler:
         visible_corners: Whether every corner can be seen, so that no outline is ambiguous.
         guards: False: overlaps, contrasts and corners are not asked for, so that blend modes may
             be mere guesses (to show that they are).
+        seed: 0 or more.
 
     Raises:
         ValueError: A number out of range.
@@ -77,6 +84,7 @@ class ProgramSampler:
         min_contrast: int = 24,
         visible_corners: bool = True,
         guards: bool = True,
+        seed: int = 0,
     ) -> None:
         self.language = language
         self.layer_probs = list(layer_probs)
@@ -86,7 +94,7 @@ class ProgramSampler:
         self.opacity_prob = opacity_prob
         self.min_area, self.min_visible, self.min_overlap = min_area, min_visible, min_overlap
         self.min_contrast = min_contrast
-        self.visible_corners, self.guards = visible_corners, guards
+        self.visible_corners, self.guards, self.seed = visible_corners, guards, seed
         self.rejected: Counter[str] = Counter()
         self._check()
         self._renderer = Renderer(language, round(PIXELS * self._cells()), samples=2)
@@ -111,6 +119,8 @@ class ProgramSampler:
                 raise ValueError(f"{name}: {share}, expected a share in [0, 1]")
         if most == 2 and self.arc_prob == 0 and self.template_prob == 0:
             raise ValueError("num_edges: two straight edges have no area; raise arc_prob")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed}, expected 0 or more")
         longest = len(probs) * (most + 2) + len(probs) * bool(self.language.opacities)
         if longest + len(probs) - 1 > self.language.max_lines:
             raise ValueError(
@@ -123,18 +133,41 @@ class ProgramSampler:
         names = (
             *("layer_probs", "arc_prob", "template_prob", "overlap_prob", "blend_prob"),
             *("opacity_prob", "min_area", "min_visible", "min_overlap", "min_contrast"),
-            *("visible_corners", "guards"),
+            *("visible_corners", "guards", "seed"),
         )
         own = {name: getattr(self, name) for name in names}
         num_edges = list(self.num_edges)
         return {"language": self.language.settings(), "num_edges": num_edges, **own}
 
+    def numbered(self, split: Split, index: int, split_by: SplitBy = "program") -> Program:
+        """Returns program `index` of a split, which depends on the arguments and the seed alone.
+
+        Args:
+            split: "train", "val" or "test": half of all programs and a quarter each, by their hash.
+            index: 0 or more; there is no end.
+            split_by: What no two splits share: whole programs, or shapes of layers, wherever these
+                lie.
+        """
+        rng = np.random.default_rng((self.seed, get_args(Split).index(split), index))
+        if split_by == "shapes":
+            return program_of(self.picture(rng, lambda outline: _quarter(outline) in SHARES[split]))
+        while True:
+            program = self.program(rng)
+            if _quarter(self.language.format(program)) in SHARES[split]:
+                return program
+
     def program(self, rng: np.random.Generator) -> Program:
         """Draws a program."""
         return program_of(self.picture(rng))
 
-    def picture(self, rng: np.random.Generator) -> Picture:
+    def picture(
+        self, rng: np.random.Generator, accepts: Callable[[Outline], bool] = lambda outline: True
+    ) -> Picture:
         """Draws the layers of a program, in canonical form.
+
+        Args:
+            rng: Random numbers.
+            accepts: Says which outlines may be used.
 
         Raises:
             ValueError: No picture fits, however often one is drawn.
@@ -144,7 +177,7 @@ class ProgramSampler:
             drawn: list[_Drawn] = []
             # Another try for a layer that does not fit costs less than another picture.
             for _ in range(LAYER_TRIES * number):
-                if (layer := self._add_layer(rng, drawn)) is not None:
+                if (layer := self._add_layer(rng, drawn, accepts)) is not None:
                     drawn.append(layer)
                 if len(drawn) == number:
                     layers = tuple(each.layer for each in drawn)
@@ -156,8 +189,10 @@ class ProgramSampler:
 
     # Outlines
 
-    def outline(self, rng: np.random.Generator) -> Outline:
-        """Draws a simple outline in canonical form."""
+    def outline(
+        self, rng: np.random.Generator, accepts: Callable[[Outline], bool] = lambda outline: True
+    ) -> Outline:
+        """Draws a simple outline in canonical form; see `picture`."""
         for _ in range(MAX_TRIES):
             template = rng.random() < self.template_prob
             drawn = self._template(rng) if template else self._polygon(rng)
@@ -165,7 +200,10 @@ class ProgramSampler:
                 self.rejected[reason] += 1
                 continue
             assert drawn is not None
-            return canonical_outline(drawn, self.language)
+            outline = canonical_outline(drawn, self.language)
+            if accepts(outline):
+                return outline
+            self.rejected["another split"] += 1
         raise ValueError(
             f"no outline fits after {MAX_TRIES} tries ({dict(self.rejected)}): lower min_area"
         )
@@ -211,22 +249,19 @@ class ProgramSampler:
         return found
 
     def _template(self, rng: np.random.Generator) -> Outline | None:
-        """Draws a rectangle, right triangle, diamond, circle, half disc or rounded corner."""
-        grid, kind = self.language.grid, int(rng.integers(6))
-        straight_only = self.arc_prob == 0
-        if straight_only:
-            kind %= 3
+        """Draws a rectangle, right triangle, diamond, circle, half disc or quarter disc."""
+        grid, kind = self.language.grid, int(rng.integers(3 if self.arc_prob == 0 else 6))
         x0, x1 = sorted(int(v) for v in rng.choice(grid, size=2, replace=False))
         y0, y1 = sorted(int(v) for v in rng.choice(grid, size=2, replace=False))
         corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         turn = int(rng.integers(4))
         corners = corners[turn:] + corners[:turn]
-        a, b, c, d = corners
+        a, b, _, d = corners
         arcs: dict[int, int] = {}
         if kind == 0:
             vertices = corners
         elif kind == 1:
-            vertices = [a, b, c]
+            vertices = corners[:3]
         elif kind == 2:
             mx, my = (x0 + x1) // 2, (y0 + y1) // 2
             vertices = [(mx, y0), (x1, my), (mx, y1), (x0, my)]
@@ -239,13 +274,11 @@ class ProgramSampler:
             if side not in self.language.radii:
                 return None
             # A quarter disc, its center in the first corner.
-            (ax, ay), (bx, by), (dx, dy) = a, b, d
-            b = (ax + side * np.sign(bx - ax), ay + side * np.sign(by - ay))
-            d = (ax + side * np.sign(dx - ax), ay + side * np.sign(dy - ay))
-            b, d = (int(b[0]), int(b[1])), (int(d[0]), int(d[1]))
+            b, d = (
+                (a[0] + side * _sign(end[0] - a[0]), a[1] + side * _sign(end[1] - a[1]))
+                for end in (b, d)
+            )
             vertices, arcs = [a, b, d], {1: side}
-        if len(vertices) > self.num_edges[1] and kind > 1:
-            return None
         edges = tuple(
             Edge(*end, arcs.get(place, -1))
             for place, end in enumerate([*vertices[1:], vertices[0]])
@@ -270,9 +303,14 @@ class ProgramSampler:
 
     # Layers
 
-    def _add_layer(self, rng: np.random.Generator, below: "list[_Drawn]") -> "_Drawn | None":
+    def _add_layer(
+        self,
+        rng: np.random.Generator,
+        below: "list[_Drawn]",
+        accepts: Callable[[Outline], bool],
+    ) -> "_Drawn | None":
         """Draws a layer on top of others; None if it does not fit."""
-        outline, opacity = self.outline(rng), self._opacity(rng)
+        outline, opacity = self.outline(rng, accepts), self._opacity(rng)
         drawn = _Drawn(Layer(outline, 0, opacity), polyline(outline))
         must_overlap = self.guards and bool(below) and rng.random() < self.overlap_prob
         touched = self._touched(drawn, below)
@@ -389,3 +427,16 @@ def _bend(before: Point, corner: Point, after: Point) -> float:
         return 0.0
     chord = math.dist(before, after)
     return abs((cx - ax) * (by - ay) - (cy - ay) * (bx - ax)) / chord if chord else 0.0
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _quarter(thing: str | Outline) -> int:
+    """Returns 0 to 3 by the hash of a text, or of an outline wherever it lies."""
+    if isinstance(thing, Outline):
+        x, y = thing.start
+        edges = [(e.x - x, e.y - y, e.radius, e.clockwise) for e in thing.edges]
+        thing = repr(edges)
+    return hashlib.sha256(thing.encode()).digest()[0] % 4

@@ -1,12 +1,19 @@
 """Programs as files that a person opens: text, SVG, OpenRaster."""
 
+import base64
+import io
 from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
 
 from ..files import atomic_write
 from ..svg import Document, Fill, Group, Line, Shape, Subpath, write_svg
 from .language import Language, Program
 from .layers import document, picture_of
 from .openraster import write_ora
+
+LANGUAGE = "language.json"  # beside programs that were written
 
 
 def program_svg(program: Program, language: Language) -> str:
@@ -38,3 +45,10 @@ def export_program(program: Program, language: Language, stem: str | Path) -> li
             file.write(text)
     write_ora(paths[2], picture_of(program), language)
     return paths
+
+
+def png_base64(image: Tensor) -> str:
+    """Returns an image (3, H, W) uint8 as PNG in base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

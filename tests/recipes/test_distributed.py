@@ -135,6 +135,7 @@ QUICKSTARTS = (
     "model_merging",
     "set_mixer",
     "vision_language_model",
+    "art2prog",
 )
 
 
