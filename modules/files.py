@@ -69,9 +69,12 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in temporary.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
@@ -95,6 +98,12 @@ def sha256_of_folder(folder: Path) -> str:
             with path.open("rb") as file:
                 whole.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,11 +19,15 @@ LANGUAGE = "language.json"  # beside programs that were written
 def program_svg(program: Program, language: Language) -> str:
     """Returns a program as SVG: a path per layer, real arcs, blend modes; white paper below."""
     art = document(picture_of(program), language)
-    _, _, width, height = art.view_box
-    corners = (Line(width, 0), Line(width, height), Line(0, height))
-    paper = Shape((Subpath(0, 0, corners, True),), fill=Fill((1.0, 1.0, 1.0)), name="paper")
     # A group of its own: layers are multiplied by each other, not by the paper.
-    return write_svg(Document(art.view_box, (paper, Group(art.children, name="art"))))
+    return write_svg(Document(art.view_box, (paper(language), Group(art.children, name="art"))))
+
+
+def paper(language: Language) -> Shape:
+    """Returns what lies below all layers: a white square as large as the canvas."""
+    _, _, width, height = document((), language).view_box
+    corners = (Line(width, 0), Line(width, height), Line(0, height))
+    return Shape((Subpath(0, 0, corners, True),), fill=Fill((1.0, 1.0, 1.0)), name="paper")
 
 
 def export_program(program: Program, language: Language, stem: str | Path) -> list[Path]:

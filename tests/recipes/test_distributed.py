@@ -136,6 +136,7 @@ QUICKSTARTS = (
     "set_mixer",
     "vision_language_model",
     "art2prog",
+    "realsyn",
 )
 
 
