@@ -32,6 +32,7 @@ from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
 from .scenes import scenes
 from .score import score
+from .show_program import show_program
 from .study import study
 from .submit import submit
 
@@ -88,6 +89,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "corrupt": corrupt,
     "scenes": scenes,
     "pages": pages,
+    "show-program": show_program,
     "realsyn": realsyn,
     "score": score,
 }

@@ -180,6 +180,7 @@ def test_every_quickstart_trains_from_the_command_line(name, project, capsys):
     if name == "ctrl_cic/quickstart":  # likewise
         limits += ["--data.init_args.examples.init_args.num_test", "4"]
     if name == "vision_language_model/quickstart":  # likewise
+    if name in ("art2prog/quickstart", "vision_language_model/quickstart"):  # likewise
         limits += ["--data.init_args.num_test", "4"]
     if name == "realsyn/quickstart":  # likewise
         limits += ["--trainer.limit_test_batches", "1"]

@@ -137,6 +137,7 @@ QUICKSTARTS = (
     "set_mixer",
     "vision_language_model",
     "ctrl_cic",
+    "art2prog",
     "realsyn",
 )
 
