@@ -27,8 +27,12 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .pages import pages
+from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
 from .scenes import scenes
+from .score import score
+from .show_program import show_program
 from .study import study
 from .submit import submit
 
@@ -84,6 +88,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "pages": pages,
+    "show-program": show_program,
+    "realsyn": realsyn,
+    "score": score,
 }
 
 
@@ -108,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in TRAINER_COMMANDS:
             run_trainer_command(arguments[0], arguments[1:])
+        elif arguments[:1] == ["realsyn"]:  # its options are those of a recipe
+            run_realsyn(arguments[1:])
         else:
             run_tool_into_pipe(arguments)
     except KeyboardInterrupt as interrupt:

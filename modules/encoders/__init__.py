@@ -8,6 +8,7 @@
 """
 
 from .contrastive import ContrastiveEncoder
+from .corpus import CorpusEncoder
 from .encoder import Encoder, PairedEncoder, build_encoder
 from .network import NetworkEncoder
 from .open_clip_model import OpenClipEncoder
@@ -18,6 +19,7 @@ from .transformers_model import Blip2Encoder, TransformersEncoder
 __all__ = [
     "Blip2Encoder",
     "ContrastiveEncoder",
+    "CorpusEncoder",
     "Encoder",
     "NetworkEncoder",
     "OpenClipEncoder",
