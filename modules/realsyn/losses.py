@@ -4,13 +4,12 @@ Shapes: b pairs of this process, B of all processes together, D width of an embe
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 LossName = Literal["clip", "siglip"]
 
@@ -142,8 +141,36 @@ def gather(rows_bD: Tensor, with_grad: bool = True) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows_bD
     if with_grad:
-        return torch.cat(all_gather(rows_bD.contiguous()))  # type: ignore[no-untyped-call]
-    parts = [torch.empty_like(rows_bD) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows_bD.detach().contiguous())
+        rows_BD: Tensor = _Gather.apply(rows_bD)  # type: ignore[no-untyped-call]
+        return rows_BD
+    parts = list(_gathered(rows_bD.detach()).split(len(rows_bD)))  # type: ignore[no-untyped-call]
     parts[dist.get_rank()] = rows_bD
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """Brings rows of all processes together, and in the backward pass their gradients back.
+
+    A row's gradient is the sum of what all processes have for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_bD: Tensor) -> Tensor:
+        """Concatenates."""
+        ctx.num_rows = len(rows_bD)
+        return _gathered(rows_bD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Sums over processes, and keeps this one's rows."""
+        # Not `reduce_scatter`, which not every backend has; embeddings are small.
+        total_BD = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total_BD)
+        first = dist.get_rank() * ctx.num_rows
+        return total_BD[first : first + ctx.num_rows]
+
+
+def _gathered(rows_bD: Tensor) -> Tensor:
+    parts = [torch.empty_like(rows_bD) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows_bD.contiguous())
     return torch.cat(parts)
