@@ -26,6 +26,7 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .mucr_benchmark import mucr
 from .scenes import scenes
 from .study import study
 from .submit import submit
@@ -76,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "mucr": mucr,
 }
 
 

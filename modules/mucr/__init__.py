@@ -3,7 +3,10 @@
 `SiameseMatcher` is trained to; chat models are asked.
 """
 
+from .composite import CompositeImage
+from .evaluation import MuCRModule
+from .explanations import WordJudge
 from .image_encoder import SmallConvNet
 from .matcher import SiameseMatcher
 
-__all__ = ["SiameseMatcher", "SmallConvNet"]
+__all__ = ["CompositeImage", "MuCRModule", "SiameseMatcher", "SmallConvNet", "WordJudge"]
