@@ -135,7 +135,7 @@ def _rows(root: str, folder: Path, version: Version) -> Iterator[StoredPair | Va
     if not folder.is_dir():
         if root.count("/") != 1 or root.startswith((".", "/", "~")):
             raise ValueError(
-                f"no folder {folder} (expected {ANNOTATIONS} with images, or .parquet files). "
+                f"there is no folder {folder} (with {ANNOTATIONS} and images, or .parquet files). "
                 "Get MuCR: --data.root Pinkygin/MuCR reads it from the hub; or make pairs: "
                 f"tenfold scenes --format mucr --out {folder}"
             )

@@ -238,7 +238,7 @@ def test_the_matcher_is_tested_on_files(released, project, capsys):
     numbers = json.loads((project / "tested/metrics.json").read_text())
     assert numbers["test"]["test/c2e/pairs"] == 32
     assert main([*run, "--data=MuCRDataModule", "--data.root=nowhere", "--run_dir=none"]) == 2
-    assert "no folder nowhere" in capsys.readouterr().err
+    assert "there is no folder nowhere" in capsys.readouterr().err
 
 
 def test_images_of_any_size_become_squares(released, tmp_path):

@@ -24,6 +24,7 @@ from tenfold.datamodules.mucr import MuCRDataModule
 from tenfold.datamodules.mucr.sprites import SpriteImageBackend, SpriteWriter, understand
 from tenfold.datamodules.scenes import CauseEffectScenes
 from tenfold.modules.chat import ChatBackend, ChatResponse
+from tenfold.modules.descriptions import build_described
 from tenfold.modules.files import sha256_of_folder
 from tenfold.modules.mucr.construction import (
     BenchmarkBuilder,
@@ -33,6 +34,7 @@ from tenfold.modules.mucr.construction import (
 )
 from tenfold.modules.mucr.construction.prompts import read_cue, read_reasons, read_versions
 from tenfold.recipes.catalogue import RECIPES
+from tenfold.recipes.classes import import_named
 from tenfold.recipes.cli import main
 
 CORES = [
@@ -85,6 +87,16 @@ def test_the_recipe_builds_what_the_data_module_reads(project):
     assert [row["caption_0"] for row in rows[::4]] == [core["cause"] for core in cores]
     assert not [name for name in Path("built/images").iterdir() if name.suffix != ".png"]
     assert main(["mucr", "--config", "mucr/build_sprites", "--out", "built"]) == 0
+
+
+@pytest.mark.parametrize("name", ["build_sprites", "build_server", "build_diffusion"])
+def test_every_build_recipe_has_right_settings(name):
+    described = yaml.safe_load((RECIPES / f"mucr/{name}.yaml").read_text())["benchmark"]
+    described["init_args"]["captions"] = CORES
+    import_named({"BenchmarkBuilder", "OpenAIChatBackend", "OpenAIImageBackend", "SpriteWriter"})
+    made = build_described(BenchmarkBuilder, described, name)
+    assert len(made.captions) == 2
+    assert made.image_size == described["init_args"]["image_size"]
 
 
 @settings(max_examples=40, deadline=None)
