@@ -8,6 +8,7 @@ A module takes `optimizer: OptimizerCallable` and `lr_scheduler: LRSchedulerCall
 What is decayed, how often a schedule steps, and over how many steps it runs is decided here, once.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -224,6 +225,53 @@ class WarmupCosine(TrainingSchedule):
         super().__init__(optimizer, multiplier, num_training_steps)
 
 
+class OneCycle(TrainingSchedule):
+    """Half a cosine up, then half a cosine down: torch's `OneCycleLR` with constant betas.
+
+    torch's own moves beta1 of AdamW between 0.95 and 0.85 unless `cycle_momentum` is false, and has
+    to be told the number of steps.
+
+    Args:
+        optimizer: The optimizer whose learning rates are the peak rates.
+        warmup: Share of the run that rises, in (0, 1).
+        div_factor: The first rate is the peak divided by this.
+        final_div_factor: The last rate is the first divided by this.
+        num_training_steps: Optimizer steps of the whole run. None: what the Trainer is set to.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: float = 0.1,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        num_training_steps: int | None = None,
+    ) -> None:
+        if not 0 < warmup < 1 or div_factor < 1 or final_div_factor < 1:
+            raise ValueError(
+                f"lr_scheduler: OneCycle with warmup {warmup}, div_factor {div_factor}, "
+                f"final_div_factor {final_div_factor}: expected (0, 1), and 1 or more"
+            )
+        first = 1 / div_factor
+        last = first / final_div_factor
+
+        def multiplier(total: int) -> Callable[[int], float]:
+            top = max(warmup * total - 1, 1e-9)
+            bottom = max(total - 1, top + 1e-9)
+
+            def curve(step: int) -> float:
+                if step <= top:
+                    return _cosine(first, 1.0, step / top)
+                return _cosine(1.0, last, min(1.0, (step - top) / (bottom - top)))
+
+            return curve
+
+        super().__init__(optimizer, multiplier, num_training_steps)
+
+
 def save_plain_hyperparameters(module: LightningModule) -> None:
     """Rewrites the callables among a module's saved hyperparameters as class path and arguments.
 
@@ -281,6 +329,11 @@ def _phase_lengths(total: int, **phases: int | float) -> dict[str, int]:
             "give them as fractions of the run (floats below 1), or raise trainer.max_steps"
         )
     return lengths
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` to `end`."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _unit_optimizer() -> Optimizer:

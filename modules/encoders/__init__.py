@@ -7,6 +7,8 @@
 `build_encoder` makes one from such a description, in a worker process or on another machine.
 """
 
+from .contrastive import ContrastiveEncoder
+from .corpus import CorpusEncoder
 from .encoder import Encoder, PairedEncoder, build_encoder
 from .network import NetworkEncoder
 from .open_clip_model import OpenClipEncoder
@@ -16,6 +18,8 @@ from .transformers_model import Blip2Encoder, TransformersEncoder
 
 __all__ = [
     "Blip2Encoder",
+    "ContrastiveEncoder",
+    "CorpusEncoder",
     "Encoder",
     "NetworkEncoder",
     "OpenClipEncoder",

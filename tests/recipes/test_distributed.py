@@ -136,6 +136,7 @@ QUICKSTARTS = (
     "mucr",
     "set_mixer",
     "vision_language_model",
+    "realsyn",
 )
 
 
