@@ -31,6 +31,7 @@ from .mucr_benchmark import mucr
 from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
 from .scenes import scenes
+from .score import score
 from .study import study
 from .submit import submit
 
@@ -88,6 +89,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "scenes": scenes,
     "mucr": mucr,
     "realsyn": realsyn,
+    "score": score,
 }
 
 

@@ -30,12 +30,20 @@ def needs_a_cluster(name: str) -> bool:
     return large or any(map(needs_a_cluster, bases))
 
 
+def model_of(name: str) -> str:
+    """The class of a recipe's model, which may be that of the recipe it is based on."""
+    content = CONTENT[name]
+    if "model" in content or not isinstance(content.get("base"), str):
+        return content.get("model", {}).get("class_path", "")
+    return model_of(content["base"])
+
+
 META = [name for name in PLAIN if needs_a_cluster(name)]
 # What is asked and not trained: a model and data that a user has.
-EVALUATORS = {"VLMDecodingModule"}
-EVALUATIONS = [
-    name for name in PLAIN if CONTENT[name].get("model", {}).get("class_path") in EVALUATORS
-]
+EVALUATORS = {
+    *("CVRLLMModule", "ChainOfComparisonModule", "SimilarityModule", "VLMDecodingModule"),
+}
+EVALUATIONS = [name for name in PLAIN if model_of(name) in EVALUATORS]
 SIZES = {"74m": 74.3, "145m": 144.7, "595m": 594.5, "973m": 973.1, "2800m": 2818}
 
 
