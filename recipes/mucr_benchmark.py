@@ -24,10 +24,10 @@ def mucr(
 ) -> None:
     """Build a benchmark in MuCR's format: descriptions, pictures, cues and explanations.
 
-    `tenfold mucr --config mucr/build_sprites --out data/mucr_sprites` writes annotations.jsonl,
+    `tenfold mucr --config mucr/pipeline_sprites --out data/mucr_sprites` writes annotations.jsonl,
     images/ and what they were made of. The same command goes on where it was stopped: no answer is
-    asked for and no picture painted twice. Recipes: mucr/build_sprites (no model),
-    mucr/build_server, mucr/build_diffusion. Scores on it are no scores of MuCR.
+    asked for and no picture painted twice. Recipes: mucr/pipeline_sprites (no model),
+    mucr/pipeline_server, mucr/pipeline_diffusion. Scores on it are no scores of MuCR.
 
     Args:
         config: A recipe with the key `benchmark`, or a built-in name.
@@ -39,11 +39,13 @@ def mucr(
         ValueError: The recipe, the captions or what models answer is no good; one line.
     """
     if config is None or out is None:
-        raise ValueError("mucr needs a recipe and a folder: --config mucr/build_sprites --out DIR")
+        raise ValueError(
+            "mucr needs a recipe and a folder: --config mucr/pipeline_sprites --out DIR"
+        )
     path = find_recipe(config)
     content = read_yaml(path)
     if content.keys() != {KEY}:
-        raise ValueError(f"{path}: expected the one key `{KEY}` (see mucr/build_sprites)")
+        raise ValueError(f"{path}: expected the one key `{KEY}` (see mucr/pipeline_sprites)")
     refuse_secrets(settings_of_structure(str(path), KEY, path.read_text(encoding="utf-8")))
     described = dict(content[KEY])
     described["init_args"] = {**described.get("init_args", {}), **(override or {})}

@@ -62,9 +62,9 @@ def rows_of(folder):
 
 
 def test_the_recipe_builds_what_the_data_module_reads(project):
-    assert main(["mucr", "--config", "mucr/build_sprites", "--out", "built"]) == 0
+    assert main(["mucr", "--config", "mucr/pipeline_sprites", "--out", "built"]) == 0
     rows = rows_of("built")
-    recipe = yaml.safe_load((RECIPES / "mucr/build_sprites.yaml").read_text())
+    recipe = yaml.safe_load((RECIPES / "mucr/pipeline_sprites.yaml").read_text())
     cores = recipe["benchmark"]["init_args"]["captions"]
     assert len(rows) == 4 * len(cores) == 48
     data = MuCRDataModule("built", image_size=32)
@@ -86,10 +86,10 @@ def test_the_recipe_builds_what_the_data_module_reads(project):
                 assert pair.category == cause.category
     assert [row["caption_0"] for row in rows[::4]] == [core["cause"] for core in cores]
     assert not [name for name in Path("built/images").iterdir() if name.suffix != ".png"]
-    assert main(["mucr", "--config", "mucr/build_sprites", "--out", "built"]) == 0
+    assert main(["mucr", "--config", "mucr/pipeline_sprites", "--out", "built"]) == 0
 
 
-@pytest.mark.parametrize("name", ["build_sprites", "build_server", "build_diffusion"])
+@pytest.mark.parametrize("name", ["pipeline_sprites", "pipeline_server", "pipeline_diffusion"])
 def test_every_build_recipe_has_right_settings(name):
     described = yaml.safe_load((RECIPES / f"mucr/{name}.yaml").read_text())["benchmark"]
     described["init_args"]["captions"] = CORES
@@ -209,7 +209,7 @@ def test_other_settings_need_another_folder(project, capsys):
     (project / "mine/file").touch()
     with pytest.raises(ValueError, match="is not empty and has no"):
         builder().build(project / "mine")
-    assert main(["mucr", "--config", "mucr/build_sprites", "--out", "built"]) == 2
+    assert main(["mucr", "--config", "mucr/pipeline_sprites", "--out", "built"]) == 2
     assert "error: built has a benchmark of other settings" in capsys.readouterr().err
 
 
@@ -347,12 +347,12 @@ def test_bad_settings_are_refused(change, message):
 def test_the_command_says_what_is_wrong(project, capsys):
     Path("captions.jsonl").write_text('{"cause": "a dragon flies", "effect": "x", "category": "y"}')
     for arguments, message in (
-        ([], "--config mucr/build_sprites --out DIR"),
+        ([], "--config mucr/pipeline_sprites --out DIR"),
         (["--config", "mucr/quickstart", "--out", "x"], "expected the one key `benchmark`"),
-        (["--config", "mucr/build_sprites", "--out", "x", "--override", "{size: 3}"], "size"),
-        (["--config", "mucr/build_sprites", "--out", "x", "--captions", "captions.jsonl"],
+        (["--config", "mucr/pipeline_sprites", "--out", "x", "--override", "{size: 3}"], "size"),
+        (["--config", "mucr/pipeline_sprites", "--out", "x", "--captions", "captions.jsonl"],
          "sprites cannot show"),
-        (["--config", "mucr/build_sprites", "--out", "y", "--override", "{image_size: 4}"],
+        (["--config", "mucr/pipeline_sprites", "--out", "y", "--override", "{image_size: 4}"],
          "image_size 4"),
     ):  # fmt: skip
         assert main(["mucr", *arguments]) == 2
