@@ -30,11 +30,11 @@ class MuCRDataModule(PairGroupDataModule):
     """MuCR, and all files of its formats, such as those of `tenfold scenes` and `tenfold mucr`.
 
     The benchmark has no split: all of its pairs are the test. Its licence is not stated, so that it
-    is not part of this package; `root: Pinkygin/MuCR` reads it from the hub. See
+    is not part of this package; `root: hub:Pinkygin/MuCR` reads it from the hub. See
     `PairGroupDataModule` for the batches.
 
     Args:
-        root: Of the test pairs: a folder (see `read_pairs`) or a data set of the hub.
+        root: Of the test pairs: a folder or `hub:OWNER/NAME`, see `read_pairs`.
         train_root: Of pairs to train with; None: there are none.
         val_root: Of pairs to validate with.
         version: Whose keys: "2024", "2025"; "auto" looks.

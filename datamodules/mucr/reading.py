@@ -22,6 +22,7 @@ Version = Literal["auto", "2024", "2025"]
 CAPTIONS = {"2024": ("caption_0", "caption_1"), "2025": ("cause", "effect")}
 CATEGORIES = {"human": "person", "people": "person"}  # the figures' words for them
 STYLES = {"photo": "photograph", "photos": "photograph", "comics": "comic"}
+HUB = "hub:"
 ANNOTATIONS, DESCRIPTIONS = "annotations.jsonl", "descriptions.jsonl"
 ImageReader = Callable[[], tuple[Image.Image, Image.Image]]
 
@@ -98,21 +99,20 @@ class StoredPair:
 def read_pairs(
     root: str | Path, version: Version = "auto", strict: bool = True
 ) -> list[StoredPair]:
-    """Reads the pairs of a folder or, if there is none of this name, of the hub.
+    """Reads the pairs of a folder or of the hub.
 
     Args:
         root: Folder with `annotations.jsonl` (or another .jsonl file) and the pictures beside it or
-            in `images/`; or with .parquet files; or a data set of the hub.
+            in `images/`; or with .parquet files. `hub:OWNER/NAME` is a data set of the hub.
         version: Whose keys; "auto" looks.
         strict: Whether a bad row is an error; else it is left out, and how many were is a warning.
 
     Raises:
         ValueError: Nothing can be read, or with `strict` the first bad row.
     """
-    folder = Path(root).expanduser()
     found: list[StoredPair] = []
     errors: list[ValueError] = []
-    for item in _rows(str(root), folder, version):
+    for item in _rows(str(root), version):
         if isinstance(item, ValueError):
             if strict:
                 raise item
@@ -131,16 +131,17 @@ def read_pairs(
     return found
 
 
-def _rows(root: str, folder: Path, version: Version) -> Iterator[StoredPair | ValueError]:
-    if not folder.is_dir():
-        if root.count("/") != 1 or root.startswith((".", "/", "~")):
-            raise ValueError(
-                f"there is no folder {folder} (with {ANNOTATIONS} and images, or .parquet files). "
-                "Get MuCR: --data.root Pinkygin/MuCR reads it from the hub; or make pairs: "
-                f"tenfold scenes --format mucr --out {folder}"
-            )
-        yield from _dataset_rows(root, root, {}, version)
+def _rows(root: str, version: Version) -> Iterator[StoredPair | ValueError]:
+    if root.startswith(HUB):
+        yield from _dataset_rows(root, root.removeprefix(HUB), {}, version)
         return
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"there is no folder {folder} (with {ANNOTATIONS} and images, or .parquet files). "
+            "Get MuCR: the root hub:Pinkygin/MuCR reads it from the hub; or make pairs: "
+            f"tenfold scenes --format mucr --out {folder}"
+        )
     tables = sorted(folder.rglob("*.parquet"))
     lines = folder / ANNOTATIONS
     if not lines.exists():

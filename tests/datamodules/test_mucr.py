@@ -66,11 +66,11 @@ def test_both_versions_and_layouts_are_read(released, form, monkeypatch, tmp_pat
     assert sum(int(batch["asked"].sum()) for batch in batches) == 32
 
 
-def test_the_hub_is_a_name_with_one_slash(tmp_path, monkeypatch):
+def test_the_hub_is_asked_only_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="Nobody/Nothing cannot be read"):
-        read_pairs("Nobody/Nothing")
+    with pytest.raises(ValueError, match="hub:Nobody/Nothing cannot be read"):
+        read_pairs("hub:Nobody/Nothing")
     with pytest.raises(ValueError, match="tenfold scenes --format mucr --out"):
         read_pairs(tmp_path / "missing")
 
