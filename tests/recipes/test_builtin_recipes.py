@@ -26,7 +26,9 @@ def needs_a_cluster(name: str) -> bool:
     """Whether a recipe, or one it is based on, wants GPUs, and data that must be fetched."""
     bases = CONTENT[name].get("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    large = name.split("/")[1].startswith(("clip_", "paper", "modelnet40"))
+    large = name.split("/")[1].startswith(
+        ("clip_", "filled", "modelnet40", "outline", "paper", "tracers")
+    )
     return large or any(map(needs_a_cluster, bases))
 
 

@@ -130,6 +130,7 @@ def test_metrics_count_every_sample_once(project, tenfold, name, devices):
 
 
 QUICKSTARTS = (
+    "deepicon",
     "language_model",
     "qat_scaling",
     "model_merging",
