@@ -18,12 +18,12 @@ from torchmetrics import MeanMetric
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
 from ..training_progress import TrainingProgress
+from ..visual_reasoning import ReasoningScores, Row, chance_of, logged
 from .baselines import BASELINES
 from .figures import matches_figure
 from .image_encoder import SmallConvNet
 from .pair import CausalPair
 from .phrases import HashedPhrases
-from .scores import PairScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,9 +43,10 @@ class SiameseMatcher(LightningModule):
     whether a pair is asked about; `pairs`, G lists of K `CausalPair`; `groups`, their names.
 
     Logged are `val/loss` and, for the tasks `c2e` (which effect?), `e2c` (which cause?) and, if
-    learned, `cue`, the numbers of `PairScores` as `<val or test>/<task>/...`; testing adds
-    `histogram` and `pixels`, which match by colours and by pixels alone. A pair is right if its own
-    option is closer than each other one; a tie is wrong.
+    learned, `cue`: `<val or test>/<task>/accuracy` and, in testing, `group_accuracy` (all pairs of
+    a group are right), both with `_low` and `_high` (95 %, whole groups drawn again), `_n` and
+    `_chance`. Testing adds `histogram` and `pixels`, which match by colours and by pixels alone. A
+    pair is right if its own option is closer than each other one; a tie is wrong.
 
     Args:
         image_encoder: Maps (N, 3, S, S) to (N, `num_features`): `SmallConvNet`, or any model of
@@ -102,7 +103,7 @@ class SiameseMatcher(LightningModule):
 
     def configure_metrics(self) -> None:
         """Creates the metrics, and the counter that a checkpoint carries."""
-        self.val_scores, self.test_scores = PairScores(), PairScores()
+        self.val_scores, self.test_scores = ReasoningScores(), ReasoningScores()
         self.val_loss = MeanMetric()
         self.progress = TrainingProgress(unit="groups", loss_unit="nats")
         self._example: tuple[Tensor, Tensor] | None = None
@@ -216,7 +217,11 @@ class SiameseMatcher(LightningModule):
         loss = self.val_loss.compute()
         self.val_loss.reset()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True)
-        self._log_scores(self.val_scores, "val")
+        for name, score in self.val_scores.compute().items():
+            if name.endswith("/accuracy") and "=" not in name:
+                bar = name == "c2e/accuracy"
+                self.log(f"val/{name}", score.value, prog_bar=bar, sync_dist=True)
+        self.val_scores.reset()
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.progress.add_point("val", loss.item())
 
@@ -231,10 +236,14 @@ class SiameseMatcher(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Logs the scores."""
-        self._log_scores(self.test_scores, "test")
+        for name, value in logged(self.test_scores.compute()).items():
+            if not name.endswith("_rate"):  # of answers that cannot be read
+                # Equal on all devices already; sync_dist only tells Lightning so.
+                self.log(f"test/{name}", value, sync_dist=True)
+        self.test_scores.reset()
 
     def _count(
-        self, scores: PairScores, batch: dict[str, Any], outputs: dict[str, Tensor]
+        self, scores: ReasoningScores, batch: dict[str, Any], outputs: dict[str, Tensor]
     ) -> list[dict[str, Any]]:
         """Adds which pairs are right; returns a record for each."""
         places = batch["asked"].nonzero().tolist()
@@ -244,27 +253,21 @@ class SiameseMatcher(LightningModule):
             {"id": pair.id, "row": pair.category, "group": group}
             for pair, group in zip(pairs, groups, strict=True)
         ]
+        sizes = {
+            name: int(asked.sum())
+            for name, asked in zip(batch["groups"], batch["asked"], strict=True)
+            if asked.all()
+        }
+        rows: list[Row] = []
         for task, scores_GKO in outputs.items():
             scores_NO = scores_GKO[batch["asked"]]
             right = (scores_NO[:, :1] > scores_NO[:, 1:]).all(dim=1).double().cpu()
-            scores.update(
-                task,
-                [pair.id for pair in pairs],
-                groups,
-                [pair.category for pair in pairs],
-                [pair.style for pair in pairs],
-                right,
-            )
-            for record, value in zip(records, right.tolist(), strict=True):
+            chance = chance_of(scores_NO.shape[1], 1)
+            for record, pair, value in zip(records, pairs, right.tolist(), strict=True):
                 record[f"{task}/accuracy"] = value
+                rows.append(_row(task, pair, record["group"], sizes, value, chance))
+        scores.update(rows)
         return records
-
-    def _log_scores(self, scores: PairScores, stage: str) -> None:
-        for name, value in scores.compute().items():
-            # Equal on all devices already; sync_dist only tells Lightning so.
-            bar = name == "c2e/accuracy"
-            self.log(f"{stage}/{name}", value.float(), prog_bar=bar, sync_dist=True)
-        scores.reset()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Returns for each pair the effect and the phrase that are closest."""
@@ -316,6 +319,32 @@ class SiameseMatcher(LightningModule):
         if self._example is not None:
             found["matches"] = matches_figure(*self._example)
         return found
+
+
+def _row(
+    task: str,
+    pair: CausalPair,
+    group: str,
+    sizes: dict[str, int],
+    value: float,
+    chance: float | None,
+) -> Row:
+    """Returns what `ReasoningScores` counts of a choice; `sizes` are those of closed groups."""
+    counts = [{"name": "accuracy", "unit": pair.id, "size": 1}]
+    if group in sizes:
+        counts.append({"name": "group_accuracy", "unit": group, "size": sizes[group]})
+    return {
+        "id": f"{task}/{pair.id}",
+        "set": task,
+        "group": group,
+        "categories": {"category": pair.category, "style": pair.style},
+        "counts": counts,
+        "metric": "accuracy",
+        "value": value,
+        "chance": chance,
+        "status": "ok",
+        "warnings": [],
+    }
 
 
 def own_first(table_GKK: Tensor) -> Tensor:

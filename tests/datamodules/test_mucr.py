@@ -236,7 +236,7 @@ def test_the_matcher_is_tested_on_files(released, project, capsys):
     run = ["test", "--config", "mucr/quickstart", "--ckpt_path=run/checkpoints/last.ckpt"]
     assert main([*run, *on_files, "--run_dir=tested"]) == 0
     numbers = json.loads((project / "tested/metrics.json").read_text())
-    assert numbers["test"]["test/c2e/pairs"] == 32
+    assert numbers["test"]["test/c2e/accuracy_n"] == 32
     assert main([*run, "--data=MuCRDataModule", "--data.root=nowhere", "--run_dir=none"]) == 2
     assert "there is no folder nowhere" in capsys.readouterr().err
 

@@ -15,7 +15,6 @@ from tenfold.modules.mucr.baselines import histogram_similarity, pixel_similarit
 from tenfold.modules.mucr.matcher import own_first
 from tenfold.modules.mucr.pair import shuffled
 from tenfold.modules.mucr.phrases import HashedPhrases
-from tenfold.modules.mucr.scores import PairScores, clustered_interval
 from tenfold.recipes.cli import main
 from torch import nn
 
@@ -60,7 +59,9 @@ def test_pairs_that_are_not_asked_about_do_not_count():
     matcher = SiameseMatcher(Mean(), cue_weight=1)
     records = matcher.test_step(batch, 0)["records"]
     assert [record["id"][-2:] for record in records] == ["-0"] * 6
-    assert matcher.test_scores.compute()["c2e/pairs"] == 6
+    found = matcher.test_scores.compute()
+    assert found["c2e/accuracy"].n == 6
+    assert "c2e/group_accuracy" not in found
     outputs = matcher._outputs(batch)
     assert matcher._losses(outputs, batch["asked"]).shape == (6,)
 
@@ -124,21 +125,18 @@ def test_orders_are_even():
     assert ((counts - 1000) ** 2 / 1000).sum() < 16.3  # chi-square, 3 degrees, p = 0.001
 
 
-def test_scores_count_groups_and_widen_intervals_with_them():
-    """Four equal answers of a group are one: the interval is twice as wide as that of 400."""
-    scores = PairScores()
-    right = (torch.arange(100) % 2).repeat_interleave(4).double()
-    ids, groups = [str(i) for i in range(400)], [str(i // 4) for i in range(400)]
+def test_pairs_of_a_group_count_together():
+    matcher = SiameseMatcher(Mean())
     for _ in range(2):  # a pair counts once
-        scores.update("c2e", ids, groups, ["plant"] * 400, ["comic"] * 400, right)
-    found = scores.compute()
-    assert (found["c2e/accuracy"], found["c2e/group_accuracy"]) == (0.5, 0.5)
-    assert (found["c2e/pairs"], found["c2e/groups"]) == (400, 100)
-    assert found["c2e/category/plant/accuracy"] == found["c2e/style/comic/accuracy"] == 0.5
-    clustered = (found["c2e/high"] - found["c2e/low"]).item()
-    low, high = clustered_interval(right.numpy(), np.arange(400.0))
-    assert clustered == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
-    assert high - low == pytest.approx(2 * 1.96 * 0.025, rel=0.1)
+        matcher.test_step(batch_of(), 0)
+    found = matcher.test_scores.compute()
+    records = matcher.test_step(batch_of(), 0)["records"]
+    right = np.array([record["pixels/accuracy"] for record in records]).reshape(6, 4)
+    assert found["pixels/accuracy"].value == pytest.approx(right.mean())
+    assert found["pixels/group_accuracy"].value == pytest.approx(right.all(axis=1).mean())
+    assert (found["pixels/accuracy"].n, found["pixels/group_accuracy"].n) == (24, 6)
+    assert found["pixels/group_accuracy"].chance == pytest.approx(0.25**4)
+    assert found["pixels/accuracy"].low < found["pixels/accuracy"].value < found["pixels/accuracy"].high
 
 
 def test_it_learns_and_shows_what_it_does(tmp_path):
