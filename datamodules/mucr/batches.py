@@ -70,6 +70,10 @@ class PairGroupDataModule(LightningDataModule, ABC):
     def dataset(self, split: str) -> GroupDataset | None:
         """Returns the groups of "train", "val" or "test"; None if there are none."""
 
+    @abstractmethod
+    def run_info(self) -> dict[str, Any]:
+        """Returns what a run should remember of its data, as JSON values."""
+
     def train_dataloader(self) -> ResumableDataLoader:
         """Loads the training groups, in an order of its own in each epoch.
 

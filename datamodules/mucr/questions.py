@@ -29,7 +29,7 @@ class CausalQuestions(LightningDataModule):
         circular: Whether each choice is asked again with its options moved on.
         num_demonstrations: Solved questions of the same task, each from another group, that come
             with each question for the strategy `icl`. Which is a function of seed and question.
-        name: Sets are called `<name>/<task>`.
+        set_name: Sets are called `<set_name>/<task>`.
         option_seed: Of the orders of options and of the demonstrations.
         batch_size: Groups per batch and device. A large one keeps a server busy.
         num_workers: Processes that read or draw; 0 does so in the main one.
@@ -45,7 +45,7 @@ class CausalQuestions(LightningDataModule):
         tasks: Sequence[Task] = TASKS,
         circular: bool = False,
         num_demonstrations: int = 0,
-        name: str = "mucr",
+        set_name: str = "mucr",
         option_seed: int = 0,
         batch_size: int = 25,
         num_workers: int = 0,
@@ -61,7 +61,7 @@ class CausalQuestions(LightningDataModule):
                 f"{num_demonstrations}: expected 1, 0 and 0 or more"
             )
         self.pairs, self.tasks, self.circular = pairs, tuple(tasks), circular
-        self.num_demonstrations, self.name = num_demonstrations, name
+        self.num_demonstrations, self.set_name = num_demonstrations, set_name
         self.option_seed, self.batch_size, self.num_workers = option_seed, batch_size, num_workers
 
     def setup(self, stage: str | None = None) -> None:
@@ -83,7 +83,7 @@ class CausalQuestions(LightningDataModule):
     def test_dataloader(self) -> ResumableDataLoader:
         """Loads the questions of all groups in order."""
         shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        ask = partial(_ask, tasks=self.tasks, name=self.name, seed=self.option_seed)
+        ask = partial(_ask, tasks=self.tasks, name=self.set_name, seed=self.option_seed)
         return ResumableDataLoader(
             GroupsWithOthers(self._groups, self.num_demonstrations, self.option_seed),
             batch_size=self.batch_size,

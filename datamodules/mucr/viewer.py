@@ -205,7 +205,7 @@ class SpriteViewer(ChatBackend):
 
     def _guess(self, prompt: str, letters: Any) -> str:
         chosen = sorted(letters)
-        return chosen[int(self._chance(prompt, "guess") * len(chosen))]
+        return str(chosen[int(self._chance(prompt, "guess") * len(chosen))])
 
     def _chance(self, *key: Any) -> float:
         text = json.dumps([self.seed, *map(str, key)])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torchmetrics import Metric
+from PIL import Image
 
 from ..chat import ChatBackend, ChatRequest, Message
 from ..chat.messages import Part
@@ -133,7 +133,7 @@ class MuCRModule(ReasoningModule):
         kind = "cues" if self.strategy == "vccot_two_call" else kind
         if not kind:
             return {}
-        pictures = {}
+        pictures: dict[str, Image.Image] = {}
         for item in items:
             for shown in (item, *self._demonstrations(item)):
                 pictures |= dict(zip(shown.question.images, pictures_of(shown), strict=True))
@@ -288,9 +288,8 @@ class MuCRModule(ReasoningModule):
             for name, values in metric.compute().items():
                 value = values.reshape(-1)[column].float()  # one number comes without a dimension
                 self.log(f"test/{name}/{what}", value, sync_dist=True)
-        both: list[Metric] = [self.costs, self.overlaps]
-        for metric in both:
-            metric.reset()
+        self.costs.reset()
+        self.overlaps.reset()
 
     def run_info(self) -> dict[str, Any]:
         """Returns who answered and judged, and what the prompts were, for `metrics.json`."""

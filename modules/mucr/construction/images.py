@@ -128,15 +128,14 @@ class DiffusersImageBackend(ImageBackend):
 
     def _load(self) -> Any:
         if "_pipeline" not in vars(self):
-            from diffusers import AutoPipelineForText2Image
+            import diffusers
 
             device = self.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
+            loader: Any = diffusers.AutoPipelineForText2Image  # its methods have no types
             try:
-                pipeline = AutoPipelineForText2Image.from_pretrained(
-                    self.model, torch_dtype=FLOATS[self.dtype]
-                )
+                pipeline = loader.from_pretrained(self.model, torch_dtype=FLOATS[self.dtype])
             except (OSError, ValueError) as error:
                 said = " ".join(str(error).split())[:300]
                 raise ValueError(f"image model {self.model} cannot be loaded: {said}") from error

@@ -136,7 +136,11 @@ def test_pairs_of_a_group_count_together():
     assert found["pixels/group_accuracy"].value == pytest.approx(right.all(axis=1).mean())
     assert (found["pixels/accuracy"].n, found["pixels/group_accuracy"].n) == (24, 6)
     assert found["pixels/group_accuracy"].chance == pytest.approx(0.25**4)
-    assert found["pixels/accuracy"].low < found["pixels/accuracy"].value < found["pixels/accuracy"].high
+    assert (
+        found["pixels/accuracy"].low
+        < found["pixels/accuracy"].value
+        < found["pixels/accuracy"].high
+    )
 
 
 def test_it_learns_and_shows_what_it_does(tmp_path):
