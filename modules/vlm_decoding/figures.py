@@ -30,6 +30,7 @@ class Example:
         id: Of the question.
         question: As it was asked.
         label: What is right.
+        image_name: Of the image.
         image: (3, H, W) in [0, 1].
         answers: By strategy.
         looks: By strategy the map (h, w) in [0, 1] and the image (3, H, W) that was looked at.
@@ -39,6 +40,7 @@ class Example:
     id: str
     question: str
     label: str
+    image_name: str
     image: Tensor
     answers: dict[str, str] = field(default_factory=dict)
     looks: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -55,7 +57,9 @@ def examples_figure(examples: Sequence[Example], labels: Sequence[str]) -> "Figu
 
     shown = [label for label in labels if any(label in e.looks for e in examples)]
     num_columns = 1 + 2 * len(shown)
-    figure = Figure(figsize=(2.6 * num_columns + 0.6, 2.9 * len(examples)), layout="constrained")
+    row_height = 2.7 + 0.2 * max(1, len(labels) - len(shown))  # inches; answers are below pictures
+    size = (2.6 * num_columns + 0.6, row_height * len(examples))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(examples), num_columns, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
         for axes in row:

@@ -59,7 +59,7 @@ class VLMDecodingModule(LightningModule):
         max_new_tokens: Length of answers.
         do_sample: Whether strategies that do not say themselves draw tokens by chance.
         pad_to_square: Pads images with the processor's mean colour, as LLaVA-1.5 does.
-        num_examples: Questions in the figure of each set.
+        num_examples: Images, each with one question, in the figure of each set.
         seed: Of random numbers; each question has its own.
 
     Raises:
@@ -215,14 +215,16 @@ class VLMDecodingModule(LightningModule):
     def _keep_example(
         self, batch: Mapping[str, Any], row: int, label: str, text: str, look: Any
     ) -> None:
-        """Remembers how the first questions of each set were looked at and answered."""
+        """Remembers how the first images' first questions in each set were looked at."""
         name, question = batch["sets"][row], batch["question_ids"][row]
-        example = next((e for e in self._examples if (e.set, e.id) == (name, question)), None)
+        image_name = batch["image_names"][row]
+        of_set = [example for example in self._examples if example.set == name]
+        example = next((e for e in of_set if e.id == question), None)
         if example is None:
-            if sum(e.set == name for e in self._examples) >= self.num_examples:
+            if len(of_set) >= self.num_examples or any(e.image_name == image_name for e in of_set):
                 return
             example = Example(
-                *(name, question, batch["questions"][row], batch["answers"][row]),
+                *(name, question, batch["questions"][row], batch["answers"][row], image_name),
                 self._padded(batch["images"][row])[0].cpu(),
             )
             self._examples.append(example)
