@@ -6,6 +6,7 @@ Only the commands that train or evaluate import torch; all others answer in a fr
 import inspect
 import itertools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -26,15 +27,21 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .runs import runs
 from .scenes import scenes
 from .study import study
 from .submit import submit
 
 VALUELESS_FLAGS = ("--help", "--version", "--config", "--print_config", "--model", "--data")
-LISTS = {"fit-law": "runs", "merge": "inputs"}  # arguments without a flag, before all options
+LISTS = {
+    "fit-law": "runs",
+    "merge": "inputs",
+    "runs": "folders",
+}  # arguments without a flag, before all options
 SEVERAL = {
     "anneal-predict": ("--fit_prior", "--laws"),
     "corrupt": ("--corruptions", "--severities"),
+    "runs": ("--metrics",),
 }  # flags with several values
 DESCRIPTION = "Lightning-based, modular training recipes."
 
@@ -70,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "submit": submit,
     "jobs": jobs,
+    "runs": runs,
     "fit-law": fit_law,
     "merge": merge,
     "anneal-predict": anneal_predict,
@@ -101,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in TRAINER_COMMANDS:
             run_trainer_command(arguments[0], arguments[1:])
         else:
-            run_tool(arguments)
+            run_tool_into_pipe(arguments)
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt}".rstrip(), file=sys.stderr)
         return 128 + (STOP_SIGNALS.caught or signal.SIGINT)
@@ -117,6 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(user_error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def run_tool_into_pipe(argv: list[str]) -> None:
+    """Runs a command that is a plain function; `tenfold list | head` is no error."""
+    try:
+        run_tool(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_tool(argv: list[str]) -> None:

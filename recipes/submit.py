@@ -204,10 +204,11 @@ def _send_or_show(job: Job, site: Site, folder: Path, dry_run: bool) -> str:
 
 def _send(job: Job, site: Site, path: Path) -> str:
     """Writes a script, submits it and returns the number of its job."""
+    script = job.script(site)
     if shutil.which("sbatch") is None:
         raise ValueError("sbatch is not on this machine: run on a login node, or use --dry-run")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(job.script(site), encoding="utf-8")
+    path.write_text(script, encoding="utf-8")
     done = subprocess.run(
         ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False
     )

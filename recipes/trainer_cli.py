@@ -12,6 +12,7 @@ import sys
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..callbacks.checkpointing import (
     LAST,
@@ -79,6 +81,7 @@ CHECK = {
     "logger": False,
     "enable_checkpointing": False,
     "limit_val_batches": 1,
+    "limit_test_batches": 1,
     "num_sanity_val_steps": 0,
     "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -267,7 +270,9 @@ class RecipeCLI(LightningCLI):
         if self.command == "check":
             if config.meta:
                 return Trainer(accelerator="cpu", devices=1, logger=False, barebones=True)
-            return self._instantiate_trainer({**trainer, **CHECK}, [StopAfterOneBatch()])
+            folder = self.resources.enter_context(TemporaryDirectory())
+            ours = {**CHECK, "default_root_dir": folder}
+            return self._instantiate_trainer({**trainer, **ours}, [StopAfterOneBatch()])
         callbacks: list[Callback] = [FigureWriter(), RecordWriter()]
         if not any(isinstance(given, RankWatch) for given in trainer.callbacks or []):
             callbacks.append(RankWatch())
@@ -315,6 +320,12 @@ class RecipeCLI(LightningCLI):
         if self.command == "check" and self.config_init[self.subcommand].meta:
             with torch.device("meta"):
                 model.configure_model()
+            return
+        if not is_overridden("training_step", model):
+            if self.command != "check":
+                name = type(model).__name__
+                raise ValueError(f"{name} is not trained: use `tenfold test` or `tenfold predict`")
+            self.trainer.test(model, datamodule=self.datamodule, verbose=False)
             return
         try:
             self.trainer.fit(model, **kwargs)

@@ -5,6 +5,7 @@ from .conversation import Conversations
 from .module import VisionLanguageModel
 from .network import image_features, with_features
 from .phases import Phase
+from .trained import load_trained
 
 __all__ = [
     "ConvVisionConfig",
@@ -13,6 +14,7 @@ __all__ = [
     "Phase",
     "VisionLanguageModel",
     "image_features",
+    "load_trained",
     "register_conv_vision",
     "with_features",
 ]

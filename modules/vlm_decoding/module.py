@@ -21,7 +21,7 @@ from ..metrics.pope import first_token_probabilities
 from ..perception_magnifier import Decoded, DecodingStrategy, Greedy
 from ..perception_magnifier.strategy import WHOLE, Region
 from ..record_store import RecordStore
-from ..vision_language_model import Conversations, VisionLanguageModel
+from ..vision_language_model import Conversations, load_trained
 from ..vision_language_model.network import load_network
 from ..vision_language_model.processors import load_processor
 from .answers import Answer, answer_key, network_digest, plain_settings
@@ -108,9 +108,7 @@ class VLMDecodingModule(LightningModule):
         if hasattr(self, "network"):
             return
         if self.model_source.endswith(".ckpt"):
-            trained = VisionLanguageModel.load_from_checkpoint(
-                self.model_source, map_location="cpu", weights_only=True
-            )
+            trained = load_trained(self.model_source)
             network, conversations = trained.network, trained.conversations
         else:
             network = load_network(self.model_source)

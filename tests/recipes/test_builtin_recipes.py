@@ -1,6 +1,7 @@
 """Every built-in YAML does what it says it does, as far as this machine can tell."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,11 @@ def needs_a_cluster(name: str) -> bool:
 
 
 META = [name for name in PLAIN if needs_a_cluster(name)]
+# What is asked and not trained: a model and data that a user has.
+EVALUATORS = {"VLMDecodingModule"}
+EVALUATIONS = [
+    name for name in PLAIN if CONTENT[name].get("model", {}).get("class_path") in EVALUATORS
+]
 SIZES = {"74m": 74.3, "145m": 144.7, "595m": 594.5, "973m": 973.1, "2800m": 2818}
 
 
@@ -40,11 +46,27 @@ def test_every_recipe_begins_with_what_it_is_and_how_to_run_it(name):
         assert f"--config {name}" in comments
 
 
-@pytest.mark.parametrize("name", [name for name in PLAIN if name not in META])
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in META + EVALUATIONS])
 def test_check_passes(name, project, capsys):
     small = ["--data.init_args.batch_size", "2", "--trainer.accelerator", "cpu"]
     assert main(["check", "--config", name, *small]) == 0
     assert f"{name}.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_check_says_what_an_evaluation_lacks(name, project, capfd, monkeypatch):
+    """Settings are right: the first thing that is wrong is a file that is not on this machine."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = sorted(project.rglob("*"))
+    assert main(["check", "--config", name, "--trainer.accelerator", "cpu"]) == 2
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert re.search(r"there is no|no category of MME|No such file|cannot load", line), line
+    assert sorted(project.rglob("*")) == before
+
+
+def test_what_is_not_trained_says_so(project, capfd):
+    assert main(["fit", "--config", "perception_magnifier/tinypope", "--run_dir", "run"]) == 2
+    assert "VLMDecodingModule is not trained: use `tenfold test`" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", PARTS)
