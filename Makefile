@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all test-slurm lint types wheel-check release-check clean
+.PHONY: quickstart test test-all test-slurm lint types docs wheel-check release-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/tenfold fit --config language_model/quickstart
@@ -28,6 +28,13 @@ types: $(VENV)/.installed-dev
 	@mkdir -p .mypy_cache/path && ln -sfn ../.. .mypy_cache/path/tenfold
 	$(BIN)/mypy
 
+# build/docs/index.html: the READMEs and a page for each module. A warning or a dead link is an error.
+docs: $(VENV)/.installed-docs
+	@mkdir -p build/docs_path/tenfold
+	@for part in __init__.py recipes callbacks datamodules modules kernels; do \
+		ln -sfn ../../../$$part build/docs_path/tenfold/$$part; done
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
 wheel-check: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_wheel.py
 
@@ -44,6 +51,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml

@@ -105,7 +105,7 @@ def _mean(values_BC: Tensor, members_BC: Tensor, default_B1: Tensor) -> Tensor:
 class Refined(NamedTuple):
     """What refinement found.
 
-    Args:
+    Attributes:
         map: (B, C) mean heat of each cell over the rounds in which it was visible.
         rounds: (B,) int64: for each question the forward passes with hidden cells.
     """

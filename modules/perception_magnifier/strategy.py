@@ -197,7 +197,7 @@ class Session(ABC):
 class DecodingStrategy(ABC):
     """A way to choose next tokens.
 
-    Args:
+    Attributes:
         name: What reports call it; default: the class's name in small letters.
         needs_attention: Whether it looks at attention weights.
     """

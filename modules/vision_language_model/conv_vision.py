@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 class ConvVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Settings of `ConvVisionModel`.
 
-    Args:
+    Attributes:
         hidden_size: C, width of the features.
         image_size: Side of the pictures in pixels, a multiple of `patch_size`.
         patch_size: Pixels per feature: a power of two, 2 or more; each halving is a convolution.

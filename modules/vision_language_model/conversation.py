@@ -20,7 +20,7 @@ Images = Tensor | Sequence[Sequence[Any]]
 class Encoded(NamedTuple):
     """A batch for the network.
 
-    Args:
+    Attributes:
         inputs: Token ids and mask (B, L), pixels, and whatever else the processor gives.
         labels: (B, L) int64: the token after each that is part of an answer, else -100.
     """

@@ -28,7 +28,7 @@ BASIC_TOKENS = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 class Family(NamedTuple):
     """How models of one kind mark the place of an image.
 
-    Args:
+    Attributes:
         image: What the chat template writes; the processor repeats a token of it.
         special: The special tokens of its processor, by names of config arguments.
     """

@@ -77,6 +77,10 @@ CLOUDS = {
 }
 
 
+# Sums in another order, in float32: 1.7e-5 was seen on one processor, 1e-6 on most.
+ROUNDING = 1e-4
+
+
 def difference(network: nn.Module, first: tuple, second: tuple) -> float:
     with torch.no_grad():
         return (network(*first)[0] - network(*second)[0]).abs().max().item()
@@ -101,7 +105,7 @@ def padded(pos: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
 def test_order_of_the_points_does_not_matter(name, pools, cloud):
     network, pos = trained(name, pools), CLOUDS[cloud]
     shuffled = pos[:, torch.randperm(pos.shape[1])]
-    assert difference(network, (pos,), (shuffled,)) < 1e-5
+    assert difference(network, (pos,), (shuffled,)) < ROUNDING
 
 
 @every_backbone
@@ -110,7 +114,7 @@ def test_order_of_the_points_does_not_matter(name, pools, cloud):
 def test_order_does_not_matter_on_any_lattice(name, num_points, levels, seed):
     network, pos = trained(name), lattice(num_points, levels, seed)
     shuffled = pos[:, torch.randperm(num_points)]
-    assert difference(network, (pos,), (shuffled,)) < 1e-5
+    assert difference(network, (pos,), (shuffled,)) < ROUNDING
 
 
 @every_backbone
@@ -122,7 +126,7 @@ def test_the_points_do_matter(name):
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_padding_does_not_matter(name, pools, cloud):
     network, pos = trained(name, pools), CLOUDS[cloud]
-    assert difference(network, (pos,), padded(pos, 333)) < 1e-5
+    assert difference(network, (pos,), padded(pos, 333)) < ROUNDING
 
 
 @every_kind

@@ -61,7 +61,11 @@ def test_sorted_by_a_metric_and_written_in_full(trained, capsys):
         rows = list(csv.DictReader(file))
     first = {row["run"]: row["val/loss"] for row in rows}
     assert {Path(run).name: float(x) for run, x in first.items() if x} == losses
-    assert {float(row["model.init_args.optimizer.init_args.lr"]) for row in rows} == {0.1, 0.01, 0.001}
+    assert {float(row["model.init_args.optimizer.init_args.lr"]) for row in rows} == {
+        0.1,
+        0.01,
+        0.001,
+    }
 
 
 def test_a_run_that_trains_now_is_running(trained, capsys):
