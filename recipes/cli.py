@@ -28,10 +28,12 @@ from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
 from .mucr_benchmark import mucr
+from .pages import pages
 from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
 from .scenes import scenes
 from .score import score
+from .show_program import show_program
 from .study import study
 from .submit import submit
 
@@ -88,6 +90,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "corrupt": corrupt,
     "scenes": scenes,
     "mucr": mucr,
+    "pages": pages,
+    "show-program": show_program,
     "realsyn": realsyn,
     "score": score,
 }

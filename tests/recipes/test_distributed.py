@@ -137,6 +137,8 @@ QUICKSTARTS = (
     "mucr",
     "set_mixer",
     "vision_language_model",
+    "ctrl_cic",
+    "art2prog",
     "realsyn",
 )
 
