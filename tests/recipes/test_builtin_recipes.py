@@ -186,7 +186,6 @@ def test_every_quickstart_trains_from_the_command_line(name, project, capsys):
         limits += ["--data.init_args.severities", "[3]", "--data.init_args.num_points", "256"]
     if name == "ctrl_cic/quickstart":  # likewise
         limits += ["--data.init_args.examples.init_args.num_test", "4"]
-    if name == "vision_language_model/quickstart":  # likewise
     if name in ("art2prog/quickstart", "vision_language_model/quickstart"):  # likewise
         limits += ["--data.init_args.num_test", "4"]
     if name == "realsyn/quickstart":  # likewise
