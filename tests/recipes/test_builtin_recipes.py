@@ -177,7 +177,9 @@ def test_every_quickstart_trains_from_the_command_line(name, project, capsys):
     limits = ["--trainer.limit_val_batches", "1", "--run_dir", "run"]
     if name == "set_mixer/quickstart":  # which tests at its end
         limits += ["--data.init_args.severities", "[3]", "--data.init_args.num_points", "256"]
-    if name == "vision_language_model/quickstart":  # likewise
+    if name == "ctrl_cic/quickstart":  # likewise
+        limits += ["--data.init_args.examples.init_args.num_test", "4"]
+    if name in ("art2prog/quickstart", "vision_language_model/quickstart"):  # likewise
         limits += ["--data.init_args.num_test", "4"]
     if name == "realsyn/quickstart":  # likewise
         limits += ["--trainer.limit_test_batches", "1"]

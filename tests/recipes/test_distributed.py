@@ -136,6 +136,8 @@ QUICKSTARTS = (
     "model_merging",
     "set_mixer",
     "vision_language_model",
+    "ctrl_cic",
+    "art2prog",
     "realsyn",
 )
 
