@@ -1,6 +1,7 @@
 """MuCR (arXiv 2408.08105): which effect belongs to which cause, and which phrase names the link.
 
-`SiameseMatcher` is trained to; chat models are asked.
+`SiameseMatcher` is trained on pairs of pictures, `MuCRModule` asks any chat model, and
+`construction` makes such pairs of captions.
 """
 
 from .composite import CompositeImage
