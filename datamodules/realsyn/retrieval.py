@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ...modules.files import write_json
 from .clustering import nearest_centroids
@@ -13,7 +14,7 @@ from .embedding import VectorBlocks, read_clusters
 from .extraction import part
 from .steps import Stats, Task
 from .tables import hash64, histogram, read_table, write_table
-from .vectors import Floats, Ints, Vectors, batches, exact_dots, read_array, top_scores, write_array
+from .vectors import Floats, Ints, Vectors, batches, exact_top, read_array, write_array
 
 COSINES = [round(-0.2 + 0.03 * k, 2) for k in range(41)]
 USES = [0, 1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101, 1001]
@@ -105,12 +106,11 @@ def best_candidates(queries: Ints, rows: Ints, scores: Floats, number: int) -> I
 def search_lists(
     clusters: Ints,
     rows: Ints,
-    vectors: Vectors,
+    vectors: Vectors | NDArray[np.float32],
     query_clusters: Ints,
     queries: Ints,
     query_vectors: Vectors,
     number: int,
-    device: str = "cpu",
 ) -> tuple[Ints, Ints, Floats, int]:
     """Searches clusters for the queries that probe them, one product of matrices per cluster.
 
@@ -122,7 +122,6 @@ def search_lists(
         queries: (Q,) number of that query.
         query_vectors: (Q, D) its vector.
         number: Rows per query and cluster at most.
-        device: Where to multiply.
 
     Returns:
         Queries, rows and scores of the candidates; and how many scores were computed.
@@ -140,14 +139,13 @@ def search_lists(
         members, member_rows = vectors[first:last], rows[first:last]
         for slot in batches(stop - start):
             here = slice(start + slot.start, start + slot.stop)
-            scores = exact_dots(query_vectors[here], members, device)
-            places = top_scores(scores, number)
-            num_scores += scores.size
+            places, scores = exact_top(query_vectors[here], members, number)
+            num_scores += len(places) * len(members)
             found.append(
                 (
                     np.repeat(queries[here], places.shape[1]),
                     member_rows[places].reshape(-1),
-                    np.take_along_axis(scores, places, 1).reshape(-1),
+                    scores.reshape(-1),
                 )
             )
     queries_found, rows_found, scores_found = (
@@ -164,28 +162,24 @@ class HierarchicalIndex:
         centroids: (K, D) float16.
         clusters: (N,) sorted; cluster of each row.
         rows: (N,) number of each row.
-        vectors: (N, D) float16, in this order.
-        device: Where to multiply.
+        vectors: (N, D), in this order; float32, so that no search converts them.
     """
 
     centroids: Vectors
     clusters: Ints
     rows: Ints
-    vectors: Vectors
-    device: str = "cpu"
+    vectors: Vectors | NDArray[np.float32]
     sizes: Ints = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = np.bincount(self.clusters, minlength=len(self.centroids))
 
     @classmethod
-    def build(
-        cls, vectors: Vectors, centroids: Vectors, device: str = "cpu"
-    ) -> "HierarchicalIndex":
+    def build(cls, vectors: Vectors, centroids: Vectors) -> "HierarchicalIndex":
         """Assigns vectors to centroids."""
-        clusters = nearest_centroids(vectors, centroids, device=device)[:, 0]
+        clusters = nearest_centroids(vectors, centroids)[:, 0]
         order = np.argsort(clusters, kind="stable")
-        return cls(centroids, clusters[order], order, vectors[order], device)
+        return cls(centroids, clusters[order], order, vectors[order].astype(np.float32))
 
     def search(
         self, queries: Vectors, num_texts: int, num_probes: int = 1
@@ -208,7 +202,6 @@ class HierarchicalIndex:
             number[order],
             queries[number[order]],
             num_texts,
-            self.device,
         )
         best = best_candidates(found, rows, scores, num_texts)
         shape = (len(queries), num_texts)
@@ -514,12 +507,10 @@ class SearchExactly(Task):
         """See `Work`."""
         queries = read_array(Path(self.sample) / "vectors.npy")
         rows = self.sentences.kept(task) + self.sentences.start(task)
-        scores = exact_dots(queries, self.sentences.read(task))
-        places = top_scores(scores, self.num_texts)
+        places, scores = exact_top(queries, self.sentences.read(task), self.num_texts)
         write_array(rows[places], part(self.folder, "rows", task, "npy"))
-        best = np.take_along_axis(scores, places, 1)
-        write_array(best, part(self.folder, "scores", task, "npy"))
-        return Stats(counts={"scores": scores.size})
+        write_array(scores, part(self.folder, "scores", task, "npy"))
+        return Stats(counts={"scores": len(queries) * len(rows)})
 
 
 @dataclass
