@@ -27,7 +27,7 @@ class FeatureEvaluation(Callback, ABC):
 
     Args:
         datasets: What to evaluate on, by the names to log under.
-        name: Of the evaluation.
+        name: Of the evaluation; two of one kind in one run need different ones.
         every_n_validations: During training after every so many validations; 0: only when the
             command is `validate` or `test`, or at the test after `fit`.
     """
@@ -49,6 +49,11 @@ class FeatureEvaluation(Callback, ABC):
         self.every_n_validations = every_n_validations
         self._num_validations = 0
         self._is_ready = False
+
+    @property
+    def state_key(self) -> str:
+        """By which a checkpoint tells evaluations of one kind apart."""
+        return f"{type(self).__qualname__}/{self.name}"
 
     @abstractmethod
     def evaluate(

@@ -21,19 +21,20 @@ class RecordWriter(Callback):
     `predictions/manifest.jsonl` lists every record.
 
     `test_step` may return `{"records": [...]}`, each with `id`, `row`, `group` and a value per
-    metric; they become `records.jsonl`, which `tenfold study` compares item by item.
+    metric; they become `records.jsonl`, which `tenfold study` compares item by item. What it
+    returns as `predictions`, all that was said of each item, becomes `predictions.jsonl`, which
+    `tenfold score` reads.
 
     Tensors become lists. Ranks write parts of their own, which rank 0 joins in rank order; a
     sample that a distributed sampler repeated is written once.
     """
 
     def __init__(self) -> None:
-        self._part: IO[str] | None = None
-        self._path: Path | None = None
+        self._parts: dict[str, tuple[Path, IO[str]]] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens this rank's part of the manifest."""
-        self._open(trainer, "predictions/manifest.jsonl")
+        self._open(trainer, "predictions", "predictions/manifest.jsonl")
 
     def on_predict_batch_end(
         self,
@@ -45,14 +46,14 @@ class RecordWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Saves the records of one batch."""
-        assert self._path is not None
         decode = getattr(trainer.datamodule, "decode", None)  # type: ignore[attr-defined]
         records = [plain(decode(record) if decode else record) for record in outputs or []]
         save = getattr(pl_module, "save_prediction", None)
         if save is not None:
+            folder = self._parts["predictions"][0].parent
             for record in records:
-                save(record, self._path.parent)
-        self._write(records)
+                save(record, folder)
+        self._write("predictions", records)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the parts."""
@@ -60,7 +61,8 @@ class RecordWriter(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens this rank's part of the records."""
-        self._open(trainer, "records.jsonl")
+        for name in ("records", "predictions"):
+            self._open(trainer, name, f"{name}.jsonl")
 
     def on_test_batch_end(
         self,
@@ -73,39 +75,39 @@ class RecordWriter(Callback):
     ) -> None:
         """Writes the records of one batch."""
         if isinstance(outputs, Mapping):
-            self._write(plain(record) for record in outputs.get("records", []))
+            for name in self._parts:
+                self._write(name, (plain(record) for record in outputs.get(name, [])))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the parts."""
         self._join(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Drops an unfinished part after an error."""
-        if self._part is not None:
-            self._part.close()
-            Path(self._part.name).unlink(missing_ok=True)
-            self._part = None
+        """Drops unfinished parts after an error."""
+        for _, part in self._parts.values():
+            part.close()
+            Path(part.name).unlink(missing_ok=True)
+        self._parts = {}
 
-    def _open(self, trainer: Trainer, name: str) -> None:
-        self._path = Path(trainer.default_root_dir) / name
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = part_of(self._path, trainer.global_rank)
-        self._part = part.open("w", encoding="utf-8")
+    def _open(self, trainer: Trainer, name: str, file: str) -> None:
+        path = Path(trainer.default_root_dir) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = part_of(path, trainer.global_rank)
+        self._parts[name] = (path, part.open("w", encoding="utf-8"))
 
-    def _write(self, records: Iterable[Any]) -> None:
-        assert self._part is not None
+    def _write(self, name: str, records: Iterable[Any]) -> None:
         for record in records:
-            self._part.write(json.dumps(record) + "\n")
+            self._parts[name][1].write(json.dumps(record) + "\n")
 
     def _join(self, trainer: Trainer) -> None:
-        assert self._part is not None
-        assert self._path is not None
-        self._part.close()
-        self._part = None
+        paths = [path for path, _ in self._parts.values()]
+        for _, part in self._parts.values():
+            part.close()
+        self._parts = {}
         trainer.strategy.barrier("records written")
         if trainer.is_global_zero:
-            parts = [part_of(self._path, rank) for rank in range(trainer.world_size)]
-            join_parts(parts, self._path)
+            for path in paths:
+                join_parts([part_of(path, rank) for rank in range(trainer.world_size)], path)
         trainer.strategy.barrier("records joined")
 
 

@@ -100,6 +100,12 @@ def sha256_of_folder(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` durable (POSIX needs the folder itself to be synced)."""
     descriptor = os.open(folder, os.O_RDONLY)

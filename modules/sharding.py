@@ -1,6 +1,7 @@
 """Fully sharded training (FSDP2) of a LightningModule's networks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -28,3 +29,22 @@ def shard_over_devices(owner: LightningModule, parts: Iterable[nn.Module]) -> No
     for part in parts:
         if not isinstance(part, FSDPModule):  # fit, then test: both configure the model
             fully_shard(part, mesh=owner.device_mesh["data_parallel"])
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Keeps the whole parameters of a sharded network on this device for a while.
+
+    For loops whose length depends on the data, such as generation: inside, no rank waits for
+    another one. All ranks enter together. Does nothing for a network that is not sharded.
+    """
+    parts = [part for part in network.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)

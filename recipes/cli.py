@@ -27,9 +27,12 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .pages import pages
 from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
 from .scenes import scenes
+from .score import score
+from .show_program import show_program
 from .study import study
 from .submit import submit
 
@@ -85,7 +88,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "pages": pages,
+    "show-program": show_program,
     "realsyn": realsyn,
+    "score": score,
 }
 
 

@@ -55,6 +55,7 @@ class ObjectScenes(Scenes):
         questions: Kinds of questions, of `questions.QUESTION_KINDS`. Training draws from them: one
             that is named twice comes twice as often. Evaluation asks each once about each scene.
         questions_per_image: Questions about one picture in training.
+        caption_objects: How many objects a caption names, in the order of reading; None: all.
         seed: 0 or more.
 
     Raises:
@@ -75,6 +76,7 @@ class ObjectScenes(Scenes):
         style: Style = "flat",
         questions: Sequence[QuestionKind] = ("what", "is", "exists", "left"),
         questions_per_image: int = 6,
+        caption_objects: int | None = None,
         seed: int = 0,
     ) -> None:
         self.noun = "digit" if objects == "digits" else "shape"
@@ -84,6 +86,7 @@ class ObjectScenes(Scenes):
         self.sizes, self.colours, self.frequencies = list(sizes), list(colours), frequencies
         self.pairing, self.background, self.style, self.seed = pairing, background, style, seed
         self.questions, self.questions_per_image = list(questions), questions_per_image
+        self.caption_objects = caption_objects
         self._check()
         weights = np.ones(len(self.kinds))
         if frequencies == "skewed":
@@ -114,6 +117,8 @@ class ObjectScenes(Scenes):
                     f"num_objects: up to {most} objects, but only {number} {name}, and no two "
                     "objects of a scene share one: lower it"
                 )
+        if self.caption_objects is not None and self.caption_objects < 1:
+            raise ValueError(f"caption_objects: {self.caption_objects}, expected 1 or more")
         if self.questions_per_image < 1:
             raise ValueError(f"questions_per_image: {self.questions_per_image}, expected 1 or more")
         if self.canvas < 16:
@@ -163,7 +168,9 @@ class ObjectScenes(Scenes):
         # Sizes take turns, so that there are as many scenes of each.
         size = self.sizes[index % len(self.sizes)]
         scene = self.scene(split, index, size)
-        questions = [ask(scene, kind, rng, self.noun, self.kinds) for kind in asked]
+        questions = [
+            ask(scene, kind, rng, self.noun, self.kinds, self.caption_objects) for kind in asked
+        ]
         boxes = np.array([item.box for item in scene.objects], dtype=np.float32)
         labels = [(self.colours.index(o.colour), self.kinds.index(o.kind)) for o in scene.objects]
         return Example(
@@ -185,7 +192,10 @@ class ObjectScenes(Scenes):
             *("objects", "canvas", "num_objects", "sizes", "stretch", "colours", "frequencies"),
             *("pairing", "background", "style", "questions", "questions_per_image", "seed"),
         )
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        if self.caption_objects is not None:  # so that scenes without it keep their hash
+            found["caption_objects"] = self.caption_objects
+        return found
 
     @property
     def vocabulary(self) -> list[str]:

@@ -34,6 +34,7 @@ def ask(
     rng: np.random.Generator,
     noun: str,
     kinds: Sequence[str],
+    caption_objects: int | None = None,
 ) -> Question:
     """Asks about a scene by chance; questions for yes or no are even between the two.
 
@@ -44,6 +45,7 @@ def ask(
         rng: Where chance comes from.
         noun: The word for an object.
         kinds: All kinds, from which absent ones are taken.
+        caption_objects: How many objects a caption names; None: all.
 
     Raises:
         ValueError: A relation in a scene of one object.
@@ -86,7 +88,8 @@ def ask(
             text = f"How many {noun}s are there in the image?"
             return Question(kind, text, str(len(objects)), places)
         case "caption":
-            return Question(kind, DESCRIBE, describe(scene), tuple(range(len(objects))))
+            caption = describe(scene, caption_objects)
+            return Question(kind, DESCRIBE, caption, tuple(range(len(objects))))
 
 
 def exists(kind: str, about: tuple[int, ...]) -> Question:

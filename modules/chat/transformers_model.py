@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,9 +28,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from ..files import sha256_of_folder
+from ..files import sha256_of_file, sha256_of_folder
 from .backend import ChatBackend, Keep
 from .messages import ChatRequest, ChatResponse, Message, best_choice
+
+if TYPE_CHECKING:
+    from ..vision_language_model import VisionLanguageModel
 
 Ids = tuple[int, ...]
 
@@ -43,10 +46,11 @@ class TransformersChatBackend(ChatBackend):
     is what the request says: defaults that come with a model, such as a repetition penalty, do not
     count. A sampled answer depends on its request alone, not on the batch or torch's generators.
 
-    A folder is identified by the content of its files, which is read once (about 1 s per GB).
+    A folder is identified by the content of its files, which is read once (about 1 s per GB), and
+    so is a checkpoint.
 
     Args:
-        model: A folder, or a repository of the hub.
+        model: A folder, a repository of the hub, or a checkpoint of `VisionLanguageModel`.
         revision: Of the repository; "main" may move, a commit does not.
         dtype: "auto" is what the weights are stored in; or "float32", "bfloat16", "float16".
         device: "auto" is this process's current GPU, else the CPU.
@@ -96,9 +100,10 @@ class TransformersChatBackend(ChatBackend):
         """See `ChatBackend`."""
         model, revision = self.model, self.revision
         folder = Path(model)
-        if folder.is_dir():
+        if folder.exists():
             if "_sha256" not in vars(self):
-                self._sha256 = sha256_of_folder(folder)
+                is_file = folder.is_file()
+                self._sha256 = sha256_of_file(folder) if is_file else sha256_of_folder(folder)
             model, revision = folder.name, self._sha256
         return {
             "backend": "transformers",
@@ -115,7 +120,7 @@ class TransformersChatBackend(ChatBackend):
         """See `ChatBackend`."""
         if "_loaded" not in vars(self):
             # A copy has no weights: so they go with this object, at once.
-            self._loaded = _LoadedModel(copy(self), self._read_config())
+            self._loaded = _LoadedModel(copy(self), self._read_config(), self._trained)
 
         def kind(index: int) -> tuple[bool, bool, int, tuple[str, ...]]:
             request = requests[index]
@@ -131,7 +136,21 @@ class TransformersChatBackend(ChatBackend):
                 responses = self._loaded.answer([requests[index] for index in batch])
                 yield from zip(batch, responses, strict=True)
 
+    @property
+    def _trained(self) -> "VisionLanguageModel | None":
+        """The model of a checkpoint; None if it is none."""
+        if not self.model.endswith(".ckpt"):
+            return None
+        if "_module" not in vars(self):
+            from ..vision_language_model import load_trained
+
+            self._module = load_trained(self.model)
+        return self._module
+
     def _read_config(self) -> PreTrainedConfig:
+        if (trained := self._trained) is not None:
+            config: PreTrainedConfig = trained.network.config
+            return config
         if "_config" not in vars(self):
             try:
                 self._config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -179,29 +198,19 @@ class RowSampler(LogitsProcessor):
 class _LoadedModel:
     """Network and processor on a device."""
 
-    def __init__(self, settings: TransformersChatBackend, config: PreTrainedConfig) -> None:
+    def __init__(
+        self,
+        settings: TransformersChatBackend,
+        config: PreTrainedConfig,
+        trained: "VisionLanguageModel | None",
+    ) -> None:
         self.settings = settings
         self.takes_images = _takes_images(config)
         text_config = config.get_text_config()
         if config.is_encoder_decoder or text_config.is_encoder_decoder:
             raise ValueError(f"model: {settings.model} is an encoder-decoder, no chat model")
         self.max_length = getattr(text_config, "max_position_embeddings", None) or math.inf
-        auto = AutoModelForImageTextToText if self.takes_images else AutoModelForCausalLM
-        code = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-        try:
-            self.processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                settings.model, **code
-            )
-            network: Any = auto.from_pretrained(
-                settings.model,
-                dtype=settings.dtype,
-                attn_implementation=settings.attn_implementation,
-                **code,
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"model: cannot load {settings.model!r}: {_one_line(error)}"
-            ) from error
+        self.processor, network = self._load(trained)
         if settings.chat_template is None and self.processor.chat_template is None:
             raise ValueError(f"model: {settings.model} has no chat template: give chat_template")
         device = settings.device
@@ -220,6 +229,32 @@ class _LoadedModel:
         network.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             eos_token_id=self.ends, pad_token_id=self.tokenizer.pad_token_id
         )
+
+    def _load(self, trained: "VisionLanguageModel | None") -> tuple[Any, Any]:
+        """Returns processor and network."""
+        settings = self.settings
+        if trained is not None:
+            network: Any = trained.network
+            if settings.dtype != "auto":
+                network = network.to(dtype=getattr(torch, settings.dtype))
+            return trained.conversations.processor, network
+        auto = AutoModelForImageTextToText if self.takes_images else AutoModelForCausalLM
+        code = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+        try:
+            processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                settings.model, **code
+            )
+            network = auto.from_pretrained(
+                settings.model,
+                dtype=settings.dtype,
+                attn_implementation=settings.attn_implementation,
+                **code,
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model: cannot load {settings.model!r}: {_one_line(error)}"
+            ) from error
+        return processor, network
 
     @torch.inference_mode()
     def answer(self, batch: list[ChatRequest]) -> list[ChatResponse]:

@@ -139,11 +139,11 @@ class Perfect(LightningModule):
         return None
 
 
-def measured(callback):
+def measured(*callbacks):
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
-        callbacks=[callback],
+        callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -157,8 +157,11 @@ def test_each_data_set_and_their_mean_are_logged():
         "test/zero_shot/bad": 0.25,
         "test/zero_shot/average": 0.625,
     }
-    robust = measured(ZeroShotEvaluation({"v2": Labelled()}, name="robustness"))
-    assert robust == {"test/robustness/v2": 1.0}
+    both = measured(
+        ZeroShotEvaluation({"v1": Labelled()}),
+        ZeroShotEvaluation({"v2": Labelled()}, name="robustness"),
+    )
+    assert both == {"test/zero_shot/v1": 1.0, "test/robustness/v2": 1.0}
 
 
 def test_retrieval_counts_every_caption():
@@ -242,6 +245,12 @@ def test_recipes_name_data_sets(recipe):
     # Four pairs of shades of one colour among twelve squares.
     assert metrics["test"]["test/retrieval/p/image_to_text_r5"] >= 0.5
     assert metrics["test"]["test/image_to_text_r10"] >= 0.5
+
+
+def test_all_benchmarks_of_the_paper_are_an_overlay(project, capsys):
+    overlay = ["--config", "overlays/clip_benchmarks"]
+    assert main(["check", "--config", "realsyn/clip_vitb32_15m", *overlay, "--meta"]) == 0
+    assert "151M parameters" in capsys.readouterr().out
 
 
 @pytest.mark.slow

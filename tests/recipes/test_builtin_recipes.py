@@ -26,16 +26,26 @@ def needs_a_cluster(name: str) -> bool:
     """Whether a recipe, or one it is based on, wants GPUs, and data that must be fetched."""
     bases = CONTENT[name].get("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    large = name.split("/")[1].startswith(("clip_", "paper", "modelnet40"))
+    large = name.split("/")[1].startswith(
+        ("clip_", "filled", "modelnet40", "outline", "paper", "tracers")
+    )
     return large or any(map(needs_a_cluster, bases))
+
+
+def model_of(name: str) -> str:
+    """The class of a recipe's model, which may be that of the recipe it is based on."""
+    content = CONTENT[name]
+    if "model" in content or not isinstance(content.get("base"), str):
+        return content.get("model", {}).get("class_path", "")
+    return model_of(content["base"])
 
 
 META = [name for name in PLAIN if needs_a_cluster(name)]
 # What is asked and not trained: a model and data that a user has.
-EVALUATORS = {"VLMDecodingModule"}
-EVALUATIONS = [
-    name for name in PLAIN if CONTENT[name].get("model", {}).get("class_path") in EVALUATORS
-]
+EVALUATORS = {
+    *("CVRLLMModule", "ChainOfComparisonModule", "SimilarityModule", "VLMDecodingModule"),
+}
+EVALUATIONS = [name for name in PLAIN if model_of(name) in EVALUATORS]
 SIZES = {"74m": 74.3, "145m": 144.7, "595m": 594.5, "973m": 973.1, "2800m": 2818}
 
 
@@ -167,7 +177,9 @@ def test_every_quickstart_trains_from_the_command_line(name, project, capsys):
     limits = ["--trainer.limit_val_batches", "1", "--run_dir", "run"]
     if name == "set_mixer/quickstart":  # which tests at its end
         limits += ["--data.init_args.severities", "[3]", "--data.init_args.num_points", "256"]
-    if name == "vision_language_model/quickstart":  # likewise
+    if name == "ctrl_cic/quickstart":  # likewise
+        limits += ["--data.init_args.examples.init_args.num_test", "4"]
+    if name in ("art2prog/quickstart", "vision_language_model/quickstart"):  # likewise
         limits += ["--data.init_args.num_test", "4"]
     if name == "realsyn/quickstart":  # likewise
         limits += ["--trainer.limit_test_batches", "1"]

@@ -130,11 +130,14 @@ def test_metrics_count_every_sample_once(project, tenfold, name, devices):
 
 
 QUICKSTARTS = (
+    "deepicon",
     "language_model",
     "qat_scaling",
     "model_merging",
     "set_mixer",
     "vision_language_model",
+    "ctrl_cic",
+    "art2prog",
     "realsyn",
 )
 

@@ -13,7 +13,6 @@ from tenfold.modules.realsyn import ClipPretraining
 from tenfold.recipes.cli import main
 from tiny_pairs import SMALL, picture, records, write_parquet, write_tar
 
-TOLERANCE = 1e-5
 FIT = ("fit", "--config", "clip.yaml", "--trainer.max_steps=10")
 
 
@@ -29,7 +28,7 @@ def recipe(project):
             "class_path": "MultiTextDataModule",
             "init_args": {"root": "data", "val": "held_out", "image_size": 16, "batch_size": 8},
         },
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2, "gradient_clip_val": 1.0},
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
     }
     Path("clip.yaml").write_text(yaml.safe_dump(content))
     return project
@@ -52,8 +51,11 @@ def on(devices, strategy):
 def test_processes_and_chunks_learn_what_one_process_does(
     recipe, tenfold, loss, devices, strategy, chunks
 ):
-    """At one global batch: towers, temperature and gradient clipping alike."""
+    """At one global batch, towers and temperature alike."""
+    # By plain gradient descent: AdamW would hide a factor, and blow up the rounding of gradients
+    # that are 0, as those of the biases of attention keys are.
     fit = [*FIT, f"--model.loss={loss}", "--trainer.limit_val_batches=0"]
+    fit += ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"]
     assert main([*fit, "--run_dir=one"]) == 0
     options = [f"--model.chunk_size={chunks}"] if chunks else []
     several = tenfold(*fit, *on(devices, strategy), *options, "--run_dir=several")
@@ -61,7 +63,7 @@ def test_processes_and_chunks_learn_what_one_process_does(
     one, other = (last_checkpoint(run)["state_dict"] for run in ("one", "several"))
     assert one.keys() == other.keys()
     for name, value in one.items():
-        assert (value - other[name]).norm() <= TOLERANCE * value.norm(), name
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow

@@ -1,0 +1,86 @@
+"""Ctrl-CIC from the command line: fit, test, predict, with and without a predictor."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tenfold.recipes.cli import main
+
+SMALL = ["--data.examples.num_val=8", "--data.examples.num_test=6", "--data.batch_size=4"]
+FIT = ["--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=2"]
+ADD = ["--model.controller.mode=add", "--model.controller.delta=0.3"]
+
+
+def numbers(run, command="test"):
+    return json.loads(Path(run, "metrics.json").read_text())[command]
+
+
+def test_two_stages_of_recalibration(project):
+    """Predictor and captioner are trained apart; a test puts them together and sweeps delta."""
+    fit = [*SMALL, *FIT, "--test_after_fit=false"]
+    assert main(["fit", "--config", "ctrl_cic/predictor", *fit, "--run_dir", "predictor"]) == 0
+    assert main(["fit", "--config", "ctrl_cic/recalibrate", *fit, "--run_dir", "captioner"]) == 0
+    test = ["test", "--config", "captioner/config.yaml", "--run_dir", "run"]
+    test += ["--ckpt_path=captioner/checkpoints/last.ckpt", *ADD]
+    test += ["--model.controller.sweep=[0.0,0.5]"]
+    assert main(test) == 2  # no predictor
+    test += ["--model.predictor=predictor/checkpoints/last.ckpt", "--overwrite"]
+    assert main(test) == 0
+    found = numbers("run")
+    for name in ("recall", "plain/recall", "delta_0/recall", "delta_0.5/any", "lift_highlighted"):
+        assert f"test/{name}" in found
+    # Without a highlight and with one that adds nothing are the same captions.
+    assert found["test/plain/recall"] == found["test/delta_0/recall"]
+    assert Path("run/figures/sweep.png").is_file()
+    records = [json.loads(line) for line in Path("run/records.jsonl").read_text().splitlines()]
+    rows = {record["row"] for record in records}
+    assert rows == {"highlighted", "plain", "delta_0", "delta_0.5"}
+    assert len(records) == 4 * 6 * 4
+
+
+def test_predictions_make_a_gallery(project):
+    fit = ["fit", "--config", "ctrl_cic/quickstart", *SMALL, *FIT, "--run_dir", "run"]
+    assert main(fit) == 0
+    assert "test/recall" in numbers("run")
+    predict = ["predict", "--run_dir", "run", "--data.image=test-2"]
+    assert main([*predict, "--data.highlights=[[has], [anna, boris, notes]]"]) == 0
+    page = Path("run/figures/gallery.html").read_text()
+    assert page.count("<article>") == 1
+    assert "<mark>has</mark>" in page
+    lines = Path("run/predictions/manifest.jsonl").read_text().splitlines()
+    (record,) = map(json.loads, lines)
+    assert record["id"] == "test-2"
+    assert record["reference"].startswith("the ")
+    assert record["highlighted"][0]["phrases"] == ["has"]
+
+
+@pytest.mark.slow
+def test_ranks_write_what_one_process_writes(project, tenfold):
+    """Six images on two and on three processes: all numbers are those of one."""
+    fit = ["fit", "--config", "ctrl_cic/quickstart", *SMALL, *FIT, "--test_after_fit=false"]
+    assert main([*fit, "--run_dir", "fit"]) == 0
+    measured = []
+    for devices in (1, 2, 3):
+        options = ["--config", "overlays/ddp", f"--trainer.devices={devices}"]
+        test = ["test", "--config", "fit/config.yaml", *options, "--run_dir", f"run{devices}"]
+        test += ["--data.batch_size=2", "--ckpt_path=fit/checkpoints/last.ckpt"]
+        done = tenfold(*test, "--trainer.accelerator=cpu")
+        assert done.returncode == 0, done.stderr
+        found = numbers(f"run{devices}")
+        # A wrong highlight is that of the next image of the batch, which is another one here.
+        for name in ("wall_time_s", "test/lift_highlighted", "test/lift_other"):
+            found.pop(name)
+        measured.append(found)
+    assert measured[0] == pytest.approx(measured[1])
+    assert measured[0] == pytest.approx(measured[2])
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_what_its_readme_says(project):
+    """P-Ctrl says what is highlighted and names the digit; without a highlight it is chance."""
+    assert main(["fit", "--config", "ctrl_cic/quickstart", "--run_dir", "run"]) == 0
+    found = numbers("run")
+    assert found["test/recall"] >= 0.9
+    assert found["test/depicted"] >= 0.9
+    assert found["test/plain/recall"] <= 0.4
+    assert found["test/lift_highlighted"] > 1 > abs(10 * found["test/lift_other"])
