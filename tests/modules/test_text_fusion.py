@@ -16,7 +16,7 @@ from tenfold.modules.text_fusion import (
 
 
 class Echo(ChatBackend):
-    """Answers with the request itself, or with an error where it is about nothing."""
+    """Answers with the request itself, or with an error where it is about a void."""
 
     supports_images = True
     identity = {"backend": "echo", "model": "echo-1"}  # noqa: RUF012
@@ -24,7 +24,7 @@ class Echo(ChatBackend):
     def answer(self, requests, keep=None):
         for place, request in enumerate(requests):
             text = "".join(part for part in request.turns[0].parts if isinstance(part, str))
-            error = "refused" if "nothing" in text else ""
+            error = "refused" if "void" in text else ""
             yield place, ChatResponse("" if error else text, error=error)
 
 
@@ -44,7 +44,7 @@ def test_the_template_joins_caption_sentence_and_tags_that_say_something_new():
 def test_a_model_is_told_all_parts_and_answers_that_fail_are_empty():
     fusion = ChatFusion(Echo())
     first, second = fusion.fuse(
-        [FusionItem("1", "raw  text", "a caption", ["a", "b"]), FusionItem("2", "nothing")]
+        [FusionItem("1", "raw  text", "a caption", ["a", "b"]), FusionItem("2", "void")]
     )
     for said in (
         "Raw caption: raw text",
