@@ -27,6 +27,7 @@ from .failures import explain_failure
 from .fit_law import fit_law
 from .jobs import jobs
 from .merge import merge
+from .mucr_benchmark import mucr
 from .pages import pages
 from .realsyn_pipeline import realsyn, run_realsyn
 from .runs import runs
@@ -88,6 +89,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "corrupt": corrupt,
     "scenes": scenes,
+    "mucr": mucr,
     "pages": pages,
     "show-program": show_program,
     "realsyn": realsyn,

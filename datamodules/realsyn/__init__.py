@@ -9,7 +9,8 @@ from .documents import BrokenDocument, Document, DocumentReader, Picture
 from .executors import Executor, LocalExecutor, RayExecutor
 from .obelics import ObelicsParquet
 from .pages import HtmlFolder, MarkdownFolder
-from .pipeline import STAGES, Pipeline, Settings
+from .pipeline import STAGES, Pipeline
+from .settings import Settings
 
 __all__ = [
     "STAGES",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .extras import require
-from .vectors import Ints, Vectors, batches, exact_dots, to_unit, top_scores
+from .vectors import Ints, Vectors, batches, exact_top, to_unit
 
 log = logging.getLogger(__name__)
 # Below it faiss warns that a centroid is the mean of too little.
@@ -95,9 +95,7 @@ def learn_centroids(points: Vectors, number: int, settings: Clustering) -> Vecto
     return centroids[np.lexsort(centroids.T[::-1])]
 
 
-def nearest_centroids(
-    vectors: Vectors, centroids: Vectors, number: int = 1, device: str = "cpu"
-) -> Ints:
+def nearest_centroids(vectors: Vectors, centroids: Vectors, number: int = 1) -> Ints:
     """The nearest centroids of each vector, the nearest first.
 
     Returns:
@@ -106,7 +104,7 @@ def nearest_centroids(
     found = [np.zeros((0, min(number, len(centroids))), np.int64)]
     size = max(1, 20_000_000 // max(1, len(centroids)))
     for rows in batches(len(vectors), min(size, 2048)):
-        found.append(top_scores(exact_dots(vectors[rows], centroids, device), number))
+        found.append(exact_top(vectors[rows], centroids, number)[0])
     return np.concatenate(found)
 
 

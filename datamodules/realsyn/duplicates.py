@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .extras import require
 from .sentences import words_of
-from .vectors import Floats, Ints, Vectors, batches, exact_dots, top_scores
+from .vectors import Floats, Ints, Vectors, batches, exact_top
 
 Hashes = NDArray[np.uint64]
 Pairs = NDArray[np.int64]
@@ -125,30 +125,27 @@ def choose_tau(scored: Pairs, scores: Floats, always: Pairs, number: int, num_ke
     return float(levels[low]) if low < len(levels) else 2.0
 
 
-def similar_pairs(
-    vectors: Vectors, neighbours: int, least: float, device: str = "cpu"
-) -> tuple[Pairs, Floats]:
+def similar_pairs(vectors: Vectors, neighbours: int, least: float) -> tuple[Pairs, Floats]:
     """Pairs of rows of a cluster whose cosine is large.
 
     Args:
         vectors: (N, D) of a cluster.
         neighbours: Each row is joined with so many of its nearest at most.
         least: Lowest cosine.
-        device: Where to multiply.
 
     Returns:
         (P, 2) pairs, the smaller row first, each once, sorted; and their cosines.
     """
     found, values = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     for rows in batches(len(vectors)):
-        scores = exact_dots(vectors[rows], vectors, device)
-        here = np.arange(rows.start, rows.stop)
-        scores[np.arange(len(here)), here] = -np.inf
-        near = top_scores(scores, neighbours)
-        chosen = np.take_along_axis(scores, near, 1)
-        left, place = np.nonzero(chosen >= least)
-        found.append(np.stack([here[left], near[left, place]], 1))
-        values.append(chosen[left, place])
+        near, scores = exact_top(vectors[rows], vectors, neighbours + 1)
+        here = np.arange(rows.start, rows.stop)[:, None]
+        # A row is its own nearest, or one of many that are equal to it.
+        others = near != here
+        others &= np.cumsum(others, 1) <= neighbours
+        left, place = np.nonzero(others & (scores >= least))
+        found.append(np.stack([here[left, 0], near[left, place]], 1))
+        values.append(scores[left, place])
     pairs, cosines = np.sort(np.concatenate(found), axis=1), np.concatenate(values)
     unique, firsts = np.unique(pairs, axis=0, return_index=True)
     return unique.reshape(-1, 2), cosines[firsts]

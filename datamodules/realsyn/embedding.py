@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from .blocks import kept_rows
 from .clustering import Clustering, learn_centroids, nearest_centroids
 from .extraction import part
-from .filtering import kept_rows
 from .images import decode_image
 from .steps import Stats, Task
 from .tables import hash64, read_table

@@ -14,7 +14,7 @@ from .extraction import part
 from .extras import require
 from .steps import Stats, Task
 from .tables import hash64, read_table, write_table
-from .vectors import exact_dots, read_array, to_unit, top_scores, write_array
+from .vectors import batches, exact_top, read_array, to_unit, write_array
 
 NOUNS = ("NN", "NNS")
 SHORTEST_TAG = 3
@@ -191,8 +191,10 @@ class WriteTexts(Task):
         if self.tags is None:
             return [[] for _ in range(number)]
         words = np.array(read_table(Path(self.tags) / "tags.parquet")["tag"].to_pylist(), object)
-        scores = exact_dots(self.images.read(task), read_array(Path(self.tags) / "tags.npy"))
-        return [
-            [str(word) for word in words[places]]
-            for places in top_scores(scores, self.settings.per_image)
+        vectors = read_array(Path(self.tags) / "tags.npy")
+        images = self.images.read(task)
+        places = [
+            exact_top(images[rows], vectors, self.settings.per_image)[0]
+            for rows in batches(len(images))
         ]
+        return [[str(word) for word in words[row]] for block in places for row in block]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from .blocks import image_bytes, locate
 from .embedding import VectorBlocks
 from .extraction import part
-from .filtering import image_bytes, locate
 from .steps import Stats, Task
 from .tables import canonical_json, hash64, read_table, write_table
 

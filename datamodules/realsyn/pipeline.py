@@ -2,20 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from ...modules.files import write_json
-from .balance import (
-    BalanceSampling,
-    FilterBand,
-    ScoreBlock,
-    SelectBalanced,
-    SimilarityBand,
-)
+from .balance import FilterBand, ScoreBlock, SelectBalanced
+from .blocks import FindFirsts, HashRows, KeepFirsts, MakeBlock
 from .clustering import Clustering
 from .deduplication import JoinDuplicates, LookAlikes, SignBlock, SimilarPairs
 from .documents import DocumentReader
@@ -25,7 +20,6 @@ from .embedding import (
     EmbedBlock,
     ImageTextEncoder,
     LearnCentroids,
-    Opened,
     VectorBlocks,
     cluster_sizes,
 )
@@ -36,167 +30,20 @@ from .filtering import (
     FilterMeaning,
     FilterPerplexity,
     FilterQuality,
-    FindFirsts,
-    HashRows,
-    KeepFirsts,
-    MakeBlock,
     SentenceHook,
     SumWords,
     TextScorer,
 )
-from .generation import Captioner, Fusion, MineTags, Tagging, WriteTexts
-from .images import ImageFilter
+from .generation import Captioner, Fusion, MineTags, WriteTexts
+from .learning import LearnEncoder, Learner
 from .pairs import WriteHeldOut, WritePairs
-from .retrieval import (
-    CollectTexts,
-    CountUses,
-    MeasureRecall,
-    ProbeBlock,
-    Retrieval,
-    SampleImages,
-    SearchClusters,
-    SearchExactly,
-)
-from .sentences import SentenceFilter
-from .steps import Finished, Progress, Stats, Step, Task, Work, run_step
-from .tables import hash64
+from .recall import MeasureRecall, SampleImages, SearchExactly
+from .searching import CollectTexts, CountUses, ProbeBlock, SearchClusters
+from .settings import Settings
+from .steps import Finished, Progress, Step, Work, run_step
 from .vectors import ranges_of, read_array, write_array
 
 STAGES = ("extract", "filter", "cluster", "retrieve", "generate", "balance")
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """An encoder that is learned from the corpus before it embeds it."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides what is learned."""
-
-    def learn(self, texts: Sequence[str], pairs: Any) -> dict[str, float]:
-        """Learns from texts, and from images with the texts beside them."""
-
-
-@dataclass(frozen=True)
-class PartSizes:
-    """How work is divided. None of it changes a result.
-
-    Attributes:
-        documents: Of a task that reads them.
-        images: Of a block.
-        sentences: Of a block.
-        clustered_rows: Rows of the clusters of a task that searches them, at least one cluster.
-        hashes: Rows of a part of the range of hashes.
-        pairs: Of a file of the result.
-    """
-
-    documents: int = 64
-    images: int = 1024
-    sentences: int = 16384
-    clustered_rows: int = 50_000
-    hashes: int = 1_000_000
-    pairs: int = 1024
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"parts: {name} must be 1 or more, got {value}")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All choices of the pipeline that are plain values.
-
-    Attributes:
-        seed: Of held-out documents and of the sample that the sentence splitter is learned from.
-        held_out: Share of the documents that is kept for evaluation, in [0, 1).
-        strict: A broken document or image ends the run; otherwise it is counted and named.
-        splitter_characters: From how much text the sentence splitter learns.
-        images: Filter of images.
-        sentences: Filter of sentences.
-        duplicate_images: What counts as a duplicate image.
-        duplicate_sentences: What counts as a duplicate sentence.
-        text_clusters: Of the sentences, for retrieval.
-        retrieval: How sentences are found.
-        tags: Tags of images.
-        band: Similarity of an image and its synthetic text.
-        image_clusters: Of the images, for balance.
-        balance: How many images of a cluster stay.
-        learned_texts: Texts that an encoder learns from, if it learns.
-        learned_images: Images likewise.
-        parts: How work is divided.
-    """
-
-    seed: int = 0
-    held_out: float = 0.0
-    strict: bool = False
-    splitter_characters: int = 5_000_000
-    images: ImageFilter = field(default_factory=ImageFilter)
-    sentences: SentenceFilter = field(default_factory=SentenceFilter)
-    duplicate_images: DuplicateFilter = field(default_factory=DuplicateFilter)
-    duplicate_sentences: DuplicateFilter = field(
-        default_factory=lambda: DuplicateFilter(target_removed=0.276)
-    )
-    text_clusters: Clustering = field(default_factory=Clustering)
-    retrieval: Retrieval = field(default_factory=Retrieval)
-    tags: Tagging = field(default_factory=Tagging)
-    band: SimilarityBand = field(default_factory=SimilarityBand)
-    image_clusters: Clustering = field(default_factory=lambda: Clustering(rows_per_cluster=168))
-    balance: BalanceSampling = field(default_factory=BalanceSampling)
-    learned_texts: int = 200_000
-    learned_images: int = 20_000
-    parts: PartSizes = field(default_factory=PartSizes)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out must be in [0, 1), got {self.held_out}")
-        if self.seed < 0 or min(self.splitter_characters, self.learned_texts) < 1:
-            raise ValueError("seed must be 0 or more, splitter_characters and learned_texts 1")
-
-
-@dataclass
-class LearnEncoder(Task):
-    """Lets an encoder learn from the corpus.
-
-    Attributes:
-        encoder: Learns, and writes what it has learned into a folder of its own.
-        images: Blocks of images.
-        sentences: Blocks of sentences.
-        settings: How many.
-    """
-
-    encoder: Learner
-    images: VectorBlocks
-    sentences: VectorBlocks
-    settings: Settings
-
-    def __call__(self, task: int) -> Stats:
-        """See `Work`."""
-        share = self.settings.learned_texts / max(1, sum(self.sentences.rows))
-        texts = [
-            text
-            for block in range(len(self.sentences.rows))
-            for name, text in _columns(self.sentences, block, "id", "text")
-            if hash64(3, name) < share * 2.0**64
-        ]
-        found = self.encoder.learn(texts, self._pairs())
-        counts = {f"encoder: {name}": int(value) for name, value in found.items() if value > 1}
-        return Stats(counts=counts)
-
-    def _pairs(self) -> Any:
-        share = self.settings.learned_images / max(1, sum(self.images.rows))
-        for block in range(len(self.images.rows)):
-            table = self.images.table(block, ["id", "nearest", "image"])
-            images = Opened(table["image"], self.settings.images.max_pixels)
-            names, texts = table["id"].to_pylist(), table["nearest"].to_pylist()
-            for row, (name, text) in enumerate(zip(names, texts, strict=True)):
-                if text and hash64(3, name) < share * 2.0**64:
-                    yield images[row], text
-
-
-def _columns(source: VectorBlocks, block: int, *names: str) -> Any:
-    table = source.table(block, names)
-    return zip(*(table[name].to_pylist() for name in names), strict=True)
 
 
 @dataclass

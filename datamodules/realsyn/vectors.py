@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MAX_NORM = 2.0
+# Candidates beyond those wanted, so that their rounding seldom matters.
+SPARE = 4
 ROWS_AT_A_TIME = 2048
 
 
@@ -43,23 +45,17 @@ def to_unit(embeddings: Any) -> Vectors:
     return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float16)
 
 
-def exact_dots(left_ND: Vectors, right_MD: Vectors, device: str = "cpu") -> Floats:
+def exact_dots(left_ND: Vectors, right_MD: Vectors | NDArray[np.float32]) -> Floats:
     """All scores of two sets of stored vectors, to the last bit (see the top of this file).
 
     Args:
-        left_ND: (N, D) float16 of norm at most 2, as is `right_MD`.
+        left_ND: (N, D) float16 of norm at most about 1, as is `right_MD`.
         right_MD: (M, D) float16.
-        device: Where to multiply.
 
     Returns:
         (N, M) float64.
     """
-    if device == "cpu":
-        return np.asarray(left_ND.astype(np.float64) @ right_MD.astype(np.float64).T)
-    import torch
-
-    left, right = (torch.from_numpy(x).to(device).double() for x in (left_ND, right_MD))
-    return np.asarray((left @ right.T).cpu().numpy())
+    return np.asarray(left_ND.astype(np.float64) @ right_MD.astype(np.float64).T)
 
 
 def top_scores(scores_NM: Floats, number: int) -> Ints:
@@ -68,21 +64,49 @@ def top_scores(scores_NM: Floats, number: int) -> Ints:
     Returns:
         (N, min(number, M)) int64.
     """
-    number = min(number, scores_NM.shape[1])
-    if number == 0:
-        return np.zeros((len(scores_NM), 0), np.int64)
-    if number == 1:
-        first: Ints = scores_NM.argmax(1)[:, None]
-        return first
-    if number * 8 >= scores_NM.shape[1]:
-        order: Ints = np.argsort(-scores_NM, axis=1, kind="stable")
-        return order[:, :number]
-    least = np.partition(scores_NM, -number, axis=1)[:, -number]
-    found = np.empty((len(scores_NM), number), np.int64)
-    for row, (scores, bound) in enumerate(zip(scores_NM, least, strict=True)):
-        places = np.flatnonzero(scores >= bound)  # in order, with all that equal the last one
-        found[row] = places[np.argsort(-scores[places], kind="stable")[:number]]
-    return found
+    order: Ints = np.argsort(-scores_NM, axis=1, kind="stable")
+    return order[:, :number]
+
+
+def exact_top(
+    left_ND: Vectors, right_MD: Vectors | NDArray[np.float32], number: int
+) -> tuple[Ints, Floats]:
+    """The largest scores of each vector, as `top_scores` of `exact_dots` and several times faster.
+
+    Products are scanned in float32, a few more candidates than are wanted are scored exactly, and
+    where the error that float32 may have made reaches so far, all of them are.
+
+    Args:
+        left_ND: (N, D), as in `exact_dots`.
+        right_MD: (M, D); given as float32, the same numbers need no conversion.
+        number: Of each row.
+
+    Returns:
+        (N, min(number, M)) places, the largest score first and of equal ones the first place; their
+        scores.
+    """
+    width, total = left_ND.shape[1], len(right_MD)
+    spare = number + SPARE
+    if total <= 4 * spare:
+        scores = exact_dots(left_ND, right_MD)
+        places = top_scores(scores, number)
+        return places, np.take_along_axis(scores, places, 1)
+    rough = left_ND.astype(np.float32) @ right_MD.astype(np.float32, copy=False).T
+    found = np.sort(np.argpartition(rough, -spare, axis=1)[:, -spare:], axis=1)
+    chosen = right_MD[found].astype(np.float64)
+    scores = np.einsum("nd,nkd->nk", left_ND.astype(np.float64), chosen)
+    order = top_scores(scores, number)  # places are sorted: of equal scores the first
+    places = np.take_along_axis(found, order, 1)
+    best = np.take_along_axis(scores, order, 1)
+    # |sum in float32 - sum| <= D 2^-24 sum |x y|, and that sum is at most MAX_NORM.
+    error = MAX_NORM * width * 2.0**-24
+    least = np.take_along_axis(rough, found, 1).min(1).astype(np.float64)
+    unsure = np.flatnonzero(least + error >= best[:, -1])
+    if len(unsure):
+        scores = exact_dots(left_ND[unsure], right_MD)
+        places[unsure] = top_scores(scores, number)
+        best[unsure] = np.take_along_axis(scores, places[unsure], 1)
+    return places, best
 
 
 def batches(number: int, size: int = ROWS_AT_A_TIME) -> Iterator[slice]:

@@ -5,6 +5,7 @@ the looks of its cause's subject, so that only the picture tells which effect be
 cause.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -367,6 +368,39 @@ class CausePair:
         ]
 
 
+def arrange(
+    statement: Statement,
+    moment: int,
+    category: str,
+    looks: Looks,
+    style: Style,
+    canvas: int,
+    moved: Sequence[int] = (0, 0, 0, 0),
+    seed: tuple[int, ...] = (0,),
+) -> Scene:
+    """Puts a subject and what happens to it into a picture.
+
+    Args:
+        statement: What happens.
+        moment: 0 before, 1 after.
+        category: Of the subject.
+        looks: The subject's, and the background.
+        style: Of the drawing.
+        canvas: Side in pixels.
+        moved: How far subject (x, y) and thing (x, y) are from their places, in pixels.
+        seed: Of light and noise.
+    """
+    x, y, u, v = moved
+    subject = (canvas // 16 + x, canvas // 4 + y, canvas * 10 // 16 + x, canvas * 15 // 16 + y)
+    thing = (canvas * 10 // 16 + u, canvas // 16 + v, canvas * 15 // 16 + u, canvas // 2 + v)
+    parts = (statement.cause_parts, statement.effect_parts)[moment]
+    objects = (
+        SceneObject(category, looks.body, subject, None, SUBJECTS[category], looks.accent),
+        SceneObject(("cause", "effect")[moment], looks.body, thing, None, parts),
+    )
+    return Scene(canvas, objects, looks.background, style, seed)
+
+
 class CauseEffectScenes(Scenes):
     """Groups of four pairs of pictures, cause and effect, for the task of matching them.
 
@@ -422,10 +456,14 @@ class CauseEffectScenes(Scenes):
             statements = statements[:1].repeat(NUM_SIBLINGS)
         if self.siblings != "looks":
             looks = looks[:1].repeat(NUM_SIBLINGS)
-        return [
-            self._pair(rng, (split, index, j), STATEMENTS[s], category, pool[k])
-            for j, (s, k) in enumerate(zip(statements, looks, strict=True))
-        ]
+        pairs: list[CausePair] = []
+        for j, (s, k) in enumerate(zip(statements, looks, strict=True)):
+            # Where nothing may tell siblings apart, the style must not either.
+            style = pairs[0].cause.style if pairs and self.siblings == "nothing" else None
+            pairs.append(
+                self._pair(rng, (split, index, j), STATEMENTS[s], category, pool[k], style)
+            )
+        return pairs
 
     def example(self, split: Split, index: int) -> Example:
         """Returns question number `index`: a cause, four effects, and which of them is its own.
@@ -464,21 +502,18 @@ class CauseEffectScenes(Scenes):
         statement: Statement,
         category: str,
         looks: Looks,
+        style: Style | None = None,
     ) -> CausePair:
         split, index, sibling = key
-        style: Style = "comic" if rng.random() < COMIC_SHARE else "photograph"
+        drawn: Style = "comic" if rng.random() < COMIC_SHARE else "photograph"
+        style = style or drawn
         scenes = []
-        for moment, parts in enumerate((statement.cause_parts, statement.effect_parts)):
-            side = self.canvas
-            x, y, u, v = (rng.integers(-side // 16, side // 16 + 1, size=4)).tolist()
-            subject = (side // 16 + x, side // 4 + y, side * 10 // 16 + x, side * 15 // 16 + y)
-            thing = (side * 10 // 16 + u, side // 16 + v, side * 15 // 16 + u, side // 2 + v)
-            objects = (
-                SceneObject(category, looks.body, subject, None, SUBJECTS[category], looks.accent),
-                SceneObject(("cause", "effect")[moment], looks.body, thing, None, parts),
-            )
+        for moment in (0, 1):
             seed = (self.seed, SPLITS[split], index, 3, sibling, moment)
-            scenes.append(Scene(side, objects, looks.background, style, seed))
+            moved = (rng.integers(-self.canvas // 16, self.canvas // 16 + 1, size=4)).tolist()
+            scenes.append(
+                arrange(statement, moment, category, looks, style, self.canvas, moved, seed)
+            )
         return CausePair(scenes[0], scenes[1], statement, category, looks)
 
     def _targets(self, scene: Scene) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from torchmetrics import MeanMetric
 
 from ..encoders import Encoder
 from ..files import atomic_write
-from ..metrics.vector import IconMetrics
+from ..metrics.vector import IconMetrics, LpipsNetwork
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
 from ..svg import render, write_svg
@@ -82,6 +82,7 @@ class DeepIconModule(LightningModule):
         metric_size: Side of the pictures that metrics compare, in pixels.
         metric_encoders: Image encoders by name whose similarity is measured as well, as `dino` and
             `clip`; they need weights.
+        metric_lpips: Network by which LPIPS is measured in the test, with torchvision's weights.
         optimizer: Makes the optimizer. Only matrices are decayed.
         lr_scheduler: Makes the schedule.
         encoder_lr: Factor of the learning rate of the encoder's parameters.
@@ -108,6 +109,7 @@ class DeepIconModule(LightningModule):
         snap: float | None = None,
         metric_size: int = 96,
         metric_encoders: dict[str, Encoder] | None = None,
+        metric_lpips: LpipsNetwork | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(
             params, lr=1e-4, weight_decay=0.01, betas=(0.9, 0.98)
         ),
@@ -138,7 +140,7 @@ class DeepIconModule(LightningModule):
         self.weights = DEFAULT_WEIGHTS | (weights or {})
         self.visibility_threshold, self.temperature = visibility_threshold, temperature
         self.snap, self.metric_size = snap, metric_size
-        self.metric_encoders = metric_encoders
+        self.metric_encoders, self.metric_lpips = metric_encoders, metric_lpips
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.encoder_lr, self.val_generate_batches = encoder_lr, val_generate_batches
         self.stroke_width = stroke_width
@@ -151,7 +153,7 @@ class DeepIconModule(LightningModule):
         for losses in (self.val_losses, self.test_losses):
             losses.update({_log_name(name): MeanMetric() for name in self._names()})
         self.val_icons = IconMetrics(self.metric_size)
-        self.test_icons = IconMetrics(self.metric_size, self.metric_encoders)
+        self.test_icons = IconMetrics(self.metric_size, self.metric_encoders, self.metric_lpips)
         self.progress = TrainingProgress(1 + len(self._names()), unit="icons", loss_unit="weighted")
         self._examples: list[dict[str, Any]] = []
         self._generating = [0, 0.0]  # icons and seconds of free generation

@@ -8,6 +8,7 @@ view box of 24; both images are drawn by the one renderer of this package, black
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import kendalltau
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    learned_perceptual_image_patch_similarity,
+    structural_similarity_index_measure,
+)
 from torchvision.transforms.functional import to_pil_image
 
 from ..encoders import Encoder
@@ -26,6 +30,7 @@ from ..svg.rendering import document_coverage
 from .questions import QuestionMetric
 
 Points = NDArray[np.float64]
+LpipsNetwork = Literal["alex", "squeeze", "vgg"]
 
 VIEW_BOX = 24.0
 NUM_POINTS = 100  # of a path that are compared
@@ -134,6 +139,18 @@ def _ssim(image: Tensor, goal: Tensor) -> float:
     return found.item()
 
 
+def _lpips(images_B3SS: Tensor, others_B3SS: Tensor, network: LpipsNetwork) -> Tensor:
+    try:
+        found = learned_perceptual_image_patch_similarity(
+            images_B3SS, others_B3SS, net_type=network, reduction="none", normalize=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"lpips: torchvision's weights of {network} are not there and do not load ({error})"
+        ) from error
+    return found.flatten().double()
+
+
 def chamfer_distances(shapes: Sequence[Shape], others: Sequence[Shape]) -> Points:
     """Returns the chamfer distance of each pair of paths, (n, m).
 
@@ -236,17 +253,25 @@ class IconMetrics(QuestionMetric):
     `matched_recall`, `matched_f1` of all paths together; `redundant_paths` as a share of predicted
     paths, `incomplete_shapes` and `open_shapes` of closed true ones; `num_paths` per icon and
     `num_commands` per path. With `encoders` also their scores: (1 + cosine) / 2 of the embeddings
-    of both pictures, under the encoder's name.
+    of both pictures, under the encoder's name; with `lpips` their LPIPS.
 
     Args:
         size: Side of the pictures that are compared, in pixels.
         encoders: Image encoders by name, as of DINOv2 (`dino`) or CLIP (`clip`); with weights only.
+        lpips: Network whose LPIPS is `lpips`, of torchvision's weights, which must be there or be
+            loaded; None: none.
     """
 
-    def __init__(self, size: int = 96, encoders: Mapping[str, Encoder] | None = None) -> None:
+    def __init__(
+        self,
+        size: int = 96,
+        encoders: Mapping[str, Encoder] | None = None,
+        lpips: LpipsNetwork | None = None,
+    ) -> None:
         self.encoders = dict(encoders or {})
-        super().__init__(num_values=len(FIELDS) + len(self.encoders))
-        self.size = size
+        self.scores = [*self.encoders, *(["lpips"] if lpips else [])]
+        super().__init__(num_values=len(FIELDS) + len(self.scores))
+        self.size, self.lpips = size, lpips
 
     def update(
         self,
@@ -259,7 +284,7 @@ class IconMetrics(QuestionMetric):
         Args:
             ids: Names of the icons; one that comes again does not count again.
             compared: What `compare_icons` says of each.
-            similarities: (B, encoders), what `similarities` returns; needed with encoders.
+            similarities: (B, scores), what `similarities` returns; needed with scores.
         """
         values = torch.tensor(
             [[float(getattr(one, name)) for name in FIELDS] for one in compared],
@@ -270,16 +295,23 @@ class IconMetrics(QuestionMetric):
         self.add(["icons"] * len(compared), ids, values)
 
     def similarities(self, predicted: Sequence[Document], true: Sequence[Document]) -> Tensor:
-        """Returns what each encoder thinks of each pair of icons, in [0, 1], (B, encoders)."""
-        pictures = [
-            to_pil_image(image) for image in render([*predicted, *true], (self.size, self.size))
-        ]
+        """Returns what each encoder, in [0, 1], and LPIPS say of each pair of icons, (B, scores).
+
+        Raises:
+            ValueError: The weights of LPIPS are not there and cannot be loaded.
+        """
+        if not self.scores:
+            return torch.empty(len(predicted), 0)
+        images = render([*predicted, *true], (self.size, self.size))
+        pictures = [to_pil_image(image) for image in images]
         columns = []
         for encoder in self.encoders.values():
             embedded = encoder.encode_images(pictures).double()
             one, other = embedded[: len(predicted)], embedded[len(predicted) :]
             columns.append((1 + torch.cosine_similarity(one, other, dim=1)) / 2)
-        return torch.stack(columns, dim=1) if columns else torch.empty(len(predicted), 0)
+        if self.lpips is not None:
+            columns.append(_lpips(images[: len(predicted)], images[len(predicted) :], self.lpips))
+        return torch.stack(columns, dim=1)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the means; nothing without an icon."""
@@ -293,7 +325,7 @@ class IconMetrics(QuestionMetric):
             return total[part] / total[whole].clamp(min=1)
 
         means = {name: value[name].nanmean() for name in MEANS}
-        places = enumerate(self.encoders, start=len(FIELDS))
+        places = enumerate(self.scores, start=len(FIELDS))
         return {
             **means,
             "order": value["order"].nanmean(),

@@ -43,9 +43,21 @@ def model_of(name: str) -> str:
 META = [name for name in PLAIN if needs_a_cluster(name)]
 # What is asked and not trained: a model and data that a user has.
 EVALUATORS = {
-    *("CVRLLMModule", "ChainOfComparisonModule", "SimilarityModule", "VLMDecodingModule"),
+    *(
+        "CVRLLMModule",
+        "ChainOfComparisonModule",
+        "MuCRModule",
+        "SimilarityModule",
+        "VLMDecodingModule",
+    ),
 }
-EVALUATIONS = [name for name in PLAIN if model_of(name) in EVALUATORS]
+OFFLINE = {"mucr/offline"}  # asks about what is there on any machine
+OWN_FILES = ("ctrl_cic/docs", "ctrl_cic/wikiweb2m")  # trained on what a user has
+EVALUATIONS = [
+    name
+    for name in PLAIN
+    if (model_of(name) in EVALUATORS and name not in OFFLINE) or name.startswith(OWN_FILES)
+]
 SIZES = {"74m": 74.3, "145m": 144.7, "595m": 594.5, "973m": 973.1, "2800m": 2818}
 
 

@@ -135,8 +135,8 @@ def test_processes_and_workers_change_nothing(folder, tenfold):
     assert json.loads(Path("run/scores.json").read_text()) == json.loads(
         Path("whole/scores.json").read_text()
     )
-    # Two ranks ask as much as one.
-    assert len(asked()) == 2 * num_requests
+    # Two ranks ask for nothing else than one; for what their questions share, both may.
+    assert set(asked()[num_requests:]) == set(asked()[:num_requests])
 
 
 def test_a_key_never_reaches_the_disk(folder, monkeypatch):

@@ -117,6 +117,7 @@ def test_a_trained_model_is_compared_and_probed(run, project, capsys):
     assert "there is no file 'no.ckpt'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(run, project):
     whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     part = [a.replace("max_steps=4", "max_steps=2").replace("=run", "=part") for a in FIT]
@@ -133,3 +134,34 @@ def test_a_stopped_run_goes_on_exactly(run, project):
 def test_another_codec_for_model_and_data_is_one_line(project, capsys):
     assert main([*FIT, "--model.init_args.codec.max_paths=5"]) == 2
     assert "give model and data the same codec" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(project, tenfold):
+    """At equal global batch: losses are means over all commands, however ranks share them."""
+    quiet = ["--model.init_args.decoder.init_args.arg_noise=0", "--test_after_fit=false"]
+    ddp = ["--config", "overlays/ddp", "--trainer.devices=2", "--data.init_args.batch_size=4"]
+    fit = [argument for argument in FIT if "run_dir" not in argument]
+    one = tenfold(*fit, *quiet, "--run_dir=one")
+    assert one.returncode == 0, one.stderr
+    two = tenfold(*fit, *quiet, *ddp, "--run_dir=two")
+    assert two.returncode == 0, two.stderr
+    states = [
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("one", "two")
+    ]
+    for name, value in states[0].items():
+        assert (value - states[1][name]).norm() <= 2e-3 * value.norm() + 1e-6, name
+
+
+@pytest.mark.slow
+def test_32_icons_are_learned_by_heart(project):
+    """The specification's figures: 0.2 of 24 units allow an ink IoU of 0.8, 0.3 do not."""
+    pytest.importorskip("lucide")
+    assert main(["fit", "--config", "deepicon/overfit", "--run_dir=run"]) == 0
+    values = json.loads(Path("run/metrics.json").read_text())["test"]
+    assert values["test/type_accuracy"] > 0.99
+    assert values["test/count_accuracy"] == 1
+    assert values["test/arg_error"] < 0.2
+    assert values["test/ink_iou"] > 0.8
+    assert values["test/matched_f1"] > 0.95

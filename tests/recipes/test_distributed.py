@@ -134,6 +134,7 @@ QUICKSTARTS = (
     "language_model",
     "qat_scaling",
     "model_merging",
+    "mucr",
     "set_mixer",
     "vision_language_model",
     "ctrl_cic",

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from tenfold.datamodules.realsyn.blocks import locate
 from tenfold.datamodules.realsyn.executors import LocalExecutor
-from tenfold.datamodules.realsyn.filtering import locate
 from tenfold.datamodules.realsyn.steps import Stats, Step, Task, run_step
 
 

@@ -12,7 +12,13 @@ from tenfold.datamodules.realsyn.clustering import (
     learn_centroids,
     nearest_centroids,
 )
-from tenfold.datamodules.realsyn.vectors import exact_dots, ranges_of, to_unit, top_scores
+from tenfold.datamodules.realsyn.vectors import (
+    exact_dots,
+    exact_top,
+    ranges_of,
+    to_unit,
+    top_scores,
+)
 
 
 def unit(number: int, width: int, seed: int) -> np.ndarray:
@@ -45,6 +51,30 @@ def test_top_scores_are_those_of_a_stable_sort(rows, number):
     wide = np.tile(scores, 20)
     expected = [sorted(range(140), key=lambda k: (-row[k % 7], k))[:number] for row in rows]
     assert top_scores(wide, number).tolist() == expected
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 120), st.integers(1, 6), st.integers(0, 1000), st.integers(1, 40))
+def test_the_fast_way_to_the_top_is_the_exact_one_also_among_copies(total, number, seed, kinds):
+    generator = np.random.default_rng(seed)
+    right = unit(kinds, 8, seed)[generator.integers(kinds, size=total)]
+    left = np.concatenate([unit(5, 8, seed + 1), right[:3]])
+    scores = exact_dots(left, right)
+    places, best = exact_top(left, right, number)
+    assert places.tolist() == top_scores(scores, number).tolist()
+    assert best.tolist() == np.take_along_axis(scores, places, 1).tolist()
+
+
+def test_scores_that_float32_cannot_tell_apart_are_still_in_order():
+    # Rows differ in one last place of a float16: their scores by some 1e-8 and less.
+    base = unit(1, 64, 0)
+    right = np.repeat(base, 200, 0)
+    for row in range(200):
+        place = np.uint16(row % 64)
+        right.view(np.uint16)[row, place] += np.uint16(row // 64)
+    query = unit(1, 64, 1)
+    places, _ = exact_top(query, right, 5)
+    assert places.tolist() == top_scores(exact_dots(query, right), 5).tolist()
 
 
 def test_rows_become_unit_vectors_by_themselves_and_zeros_stay():

@@ -15,6 +15,7 @@ from tenfold.modules.metrics.vector import (
     path_points,
 )
 from tenfold.modules.svg import Document, Line, Shape, Stroke, Subpath, parse_svg
+from torchvision.models import squeezenet1_1
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#000"
 stroke-width="2" stroke-linecap="round" stroke-linejoin="round">{}</svg>"""
@@ -142,6 +143,27 @@ def test_encoders_say_how_alike_pictures_are():
     assert similar[1, 0] < 1
     metrics.update(["a", "b"], [compare_icons(p, true, 32) for p in (true, other)], similar)
     assert metrics.compute()["brightness"] == pytest.approx(similar.mean().item())
+
+
+def test_lpips_needs_weights_and_says_so(tmp_path, monkeypatch):
+    true, other = icon(SQUARE), icon(RING)
+    metrics = IconMetrics(64, lpips="squeeze")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(ValueError, match="weights of squeeze are not there"):
+        metrics.similarities([true], [true])
+    # Random ones will do: nothing is farther from an icon than itself.
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(squeezenet1_1().state_dict(), folder / "squeezenet1_1-b8a52dc0.pth")
+    same, different = metrics.similarities([true, other], [true, true])[:, 0].tolist()
+    assert same == pytest.approx(0, abs=1e-6)
+    assert different > 1e-4
+
+
+def unreachable(*args, **kwargs):
+    raise OSError("no network")
 
 
 @settings(max_examples=25, deadline=None)
