@@ -141,7 +141,7 @@ def gather(rows_bD: Tensor, with_grad: bool = True) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows_bD
     if with_grad:
-        rows_BD: Tensor = _Gather.apply(rows_bD)  # type: ignore[no-untyped-call]
+        rows_BD: Tensor = _Gather.apply(rows_bD)
         return rows_BD
     parts = list(_gathered(rows_bD.detach()).split(len(rows_bD)))  # type: ignore[no-untyped-call]
     parts[dist.get_rank()] = rows_bD
