@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ...modules.corruption_names import NEEDS_MESH
-from ...modules.files import atomic_write, write_json
+from ...modules.files import atomic_write, sha256_of_file, write_json
 from .ray_casting import UpAxis, load_mesh
 from .suite import check_corruption, corrupt, corruption_rng, naming, shared_subset
 
@@ -344,9 +344,6 @@ def _open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[s
 
 
 def _is_intact(path: Path, files: dict[str, Any]) -> bool:
-    return path.name in files and path.exists() and _sha256(path) == files[path.name]["sha256"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return (
+        path.name in files and path.exists() and sha256_of_file(path) == files[path.name]["sha256"]
+    )

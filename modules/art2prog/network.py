@@ -67,8 +67,9 @@ class ProgramNetwork(nn.Module):
         side = -(-image_size // self.encoder.feature_info.reduction()[-1])
         self.num_image_tokens = side * side
         width = int(decoder.get("n_embd", GPT2Config().n_embd))
-        self.from_image = nn.Linear(channels, width)
-        self.image_positions = nn.Parameter(torch.randn(self.num_image_tokens, width) * 0.02)
+        self.from_image = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width))
+        # As large as what they are added to: with GPT-2's 0.02 it would take long to find places.
+        self.image_positions = nn.Parameter(torch.randn(self.num_image_tokens, width))
         self.tokens = nn.Embedding(vocab_size, width)
         self.lines = nn.Embedding(max_lines + 1, width)
         self.slots = nn.Embedding(max_slots, width)
@@ -84,8 +85,6 @@ class ProgramNetwork(nn.Module):
         self.body = GPT2Model(decoder_config(decoder, self.num_image_tokens + max_tokens))
         del self.body.wte  # ours are `tokens`; a parameter without use breaks DDP
         self.head = nn.Linear(width, vocab_size)
-        for embedding in (self.tokens, self.lines, self.slots):
-            nn.init.normal_(embedding.weight, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
         """Names parameters that are not decayed."""

@@ -239,7 +239,9 @@ def line_edit(lines: Sequence[str], target: Sequence[str]) -> float:
 
 
 def _ssim(image: Tensor, target: Tensor) -> Tensor:
-    value = structural_similarity_index_measure(image[None], target[None], data_range=1.0)
+    value = structural_similarity_index_measure(
+        image[None].double(), target[None].double(), data_range=1.0
+    )
     assert isinstance(value, Tensor)
     return value
 

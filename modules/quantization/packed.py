@@ -13,7 +13,6 @@ training multiplied with. `config.json` has the format's name and version, the n
 same tensor, and the SHA-256 of `model.safetensors`.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from ...kernels.fake_quant import dequantize
 from ...kernels.int4 import pack_int4, unpack_int4
-from ..files import write_json
+from ..files import sha256_of_file, write_json
 from .layers import FakeQuantLayer
 from .networks import describe_network, plain_kind
 from .prepare import quantized_layers
@@ -88,7 +87,7 @@ def write_packed(network: nn.Module, folder: Path) -> None:
         "network": describe_network(network),
         "layers": described,
         "tied": tied,
-        "sha256": _sha256(path),
+        "sha256": sha256_of_file(path),
     }
     write_json(folder / CONFIG, content)
 
@@ -186,7 +185,7 @@ def read_packed(folder: str | Path) -> PackedNetwork:
             )
     content = _read_config(folder / CONFIG)
     path = folder / TENSORS
-    if _sha256(path) != content["sha256"]:
+    if sha256_of_file(path) != content["sha256"]:
         raise _damaged(path, f"its SHA-256 is not the one in {CONFIG}")
     found = PackedNetwork(
         folder, content["network"], content["layers"], content["tied"], load_file(path)
@@ -284,8 +283,3 @@ def _check_layer(packed: PackedNetwork, name: str, layer: Mapping[str, Any]) -> 
 
 def _damaged(path: Path, problem: str) -> ValueError:
     return ValueError(f"{path} is damaged: {problem}; copy the folder again, or export again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

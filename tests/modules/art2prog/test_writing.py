@@ -7,6 +7,7 @@ import pytest
 import tiny_programs
 import torch
 from tenfold.modules.art2prog.drawing import Renderer, blank_states
+from tenfold.modules.art2prog.language import Language
 from tenfold.modules.art2prog.layers import execute
 from tenfold.modules.art2prog.search import rerank, write_programs
 from tenfold.modules.art2prog.vocabulary import BOS, PAD, Grammar
@@ -104,15 +105,33 @@ def test_scores_are_those_of_one_pass_and_programs_are_valid(module, batch, sett
             assert candidate.score == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
+def every_program(vocabulary):
+    """All programs of a language, by trying every allowed token."""
+    waiting, found = [Grammar(vocabulary)], []
+    while waiting:
+        grammar = waiting.pop()
+        if grammar.is_finished:
+            found.append(grammar.program)
+            continue
+        for token in np.flatnonzero(grammar.allowed()):
+            waiting.append(grammar.copy())
+            waiting[-1].push(int(token))
+    return found
+
+
 @torch.no_grad()
-def test_more_beams_find_likelier_programs(module, batch):
-    greedy, beams = write(module, batch), write(module, batch, beams=8)
-    gains = [b[0].score - g[0].score for g, b in zip(greedy, beams, strict=True)]
-    assert sum(gains) > 0
-    assert np.median(gains) >= 0
-    for row in beams:
-        texts = [module.language.format(candidate.program) for candidate in row]
-        assert len(set(texts)) == len(texts)
+def test_beams_that_lose_nothing_find_the_likeliest_of_all_programs():
+    palette = ((200, 0, 0), (0, 0, 200))
+    language = Language(grid=2, radii=(), palette=palette, max_layers=1, max_lines=4)
+    module = tiny_programs.module(language=language).eval()
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    programs = every_program(module.vocabulary)
+    assert len(set(programs)) == len(programs) > 100
+    best = max(programs, key=lambda program: teacher_forced(module, program, image[0]))
+    found = write(module, {"image": image}, beams=len(programs))[0]
+    assert found[0].program == best
+    assert {candidate.program for candidate in found} == set(programs)
+    assert sum(math.exp(candidate.score) for candidate in found) == pytest.approx(1, abs=1e-4)
 
 
 @torch.no_grad()

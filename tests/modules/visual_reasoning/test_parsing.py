@@ -1,7 +1,7 @@
 """What is read from answers, and what is not."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tenfold.modules.visual_reasoning import (
     lettered,
@@ -11,6 +11,8 @@ from tenfold.modules.visual_reasoning import (
     read_label,
 )
 
+# Of a busy machine's speed nothing is to be learned.
+PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 OPTIONS = ["a red square", "a blue circle", "a dark red square", "nothing of these"]
 IMAGES = [f"Image {number}" for number in range(1, 7)]
 
@@ -127,6 +129,7 @@ def test_verdicts(text, label):
 FORMS = ["Answer: {}", "the answer is {}.", "**Answer:** ({})", "{}", "Reason.\n{}", "Answer: {})"]
 
 
+@PROPERTY
 @given(st.integers(2, 12), st.data())
 def test_every_letter_is_read_in_every_form(number, data):
     place = data.draw(st.integers(0, number - 1))
@@ -139,11 +142,13 @@ def test_every_letter_is_read_in_every_form(number, data):
 WORDS = ["the", "cat", "sat", "on", "my", "mat", "while", "it", "rained"]
 
 
+@PROPERTY
 @given(st.lists(st.sampled_from(WORDS), max_size=12))
 def test_prose_without_letters_or_options_is_never_an_answer(words):
     assert read_choice(" ".join(words), OPTIONS).status == "failed"
 
 
+@PROPERTY
 @given(st.text(max_size=80), st.integers(1, 6))
 def test_nothing_is_read_that_is_not_an_option(text, number):
     parsed = read_choices(text, IMAGES, number)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 from tenfold.modules.visual_reasoning import (
@@ -21,6 +21,8 @@ from tenfold.modules.visual_reasoning import (
     score_row,
 )
 
+# Of a busy machine's speed nothing is to be learned.
+PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DATA = Path(__file__).parents[2] / "data" / "winogavil"
 
 
@@ -64,6 +66,7 @@ def test_chance_on_the_real_games_is_the_known_one(split, chance):
     assert 100 * mean == pytest.approx(chance, abs=0.05)
 
 
+@PROPERTY
 @given(st.integers(2, 7), st.data())
 def test_options_keep_their_images_captions_and_truth_in_any_order(number, data):
     order = data.draw(st.permutations(range(number)))
