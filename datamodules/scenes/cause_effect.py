@@ -456,10 +456,14 @@ class CauseEffectScenes(Scenes):
             statements = statements[:1].repeat(NUM_SIBLINGS)
         if self.siblings != "looks":
             looks = looks[:1].repeat(NUM_SIBLINGS)
-        return [
-            self._pair(rng, (split, index, j), STATEMENTS[s], category, pool[k])
-            for j, (s, k) in enumerate(zip(statements, looks, strict=True))
-        ]
+        pairs: list[CausePair] = []
+        for j, (s, k) in enumerate(zip(statements, looks, strict=True)):
+            # Where nothing may tell siblings apart, the style must not either.
+            style = pairs[0].cause.style if pairs and self.siblings == "nothing" else None
+            pairs.append(
+                self._pair(rng, (split, index, j), STATEMENTS[s], category, pool[k], style)
+            )
+        return pairs
 
     def example(self, split: Split, index: int) -> Example:
         """Returns question number `index`: a cause, four effects, and which of them is its own.
@@ -498,9 +502,11 @@ class CauseEffectScenes(Scenes):
         statement: Statement,
         category: str,
         looks: Looks,
+        style: Style | None = None,
     ) -> CausePair:
         split, index, sibling = key
-        style: Style = "comic" if rng.random() < COMIC_SHARE else "photograph"
+        drawn: Style = "comic" if rng.random() < COMIC_SHARE else "photograph"
+        style = style or drawn
         scenes = []
         for moment in (0, 1):
             seed = (self.seed, SPLITS[split], index, 3, sibling, moment)

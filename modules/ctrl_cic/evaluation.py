@@ -13,16 +13,30 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from ..metrics.captioning import Bleu, CaptionMetrics, CaptionScore, Cider, RougeL
+from ..chat import ChatBackend
+from ..encoders.encoder import Encoder
+from ..metrics.captioning import (
+    Bleu,
+    CaptionMetrics,
+    CaptionScore,
+    Cider,
+    RougeL,
+    clip_scores,
+    sentence_clip_scores,
+    sentences_with,
+)
 from ..metrics.captioning import highlight_recall as recall_of
 from ..words import WORD, stem
 from .control import Control, NoControl, PromptControl, Recalibration
 from .highlights import phrase_text, words_of_tokens
+from .judge import JudgedCaptions, judge_request, read_scores
 from .parts import cross_entropy
 
 if TYPE_CHECKING:
     from .module import CtrlCIC
 
+Highlights = Sequence[Sequence[list[str]]]
+Written = Sequence[tuple[tuple[int, int], str]]
 HIGHLIGHTED = "highlighted"
 PLAIN = "plain"
 
@@ -80,15 +94,28 @@ class CaptionTest(nn.Module):
     Args:
         controller: What is tested.
         scores: What captions are compared with references by; None: BLEU-4, ROUGE-L, CIDEr-D.
+        judge: Rates captions of the main way against the images' own, see `judge`: numbers
+            `judge_<aspect>`.
+        clip: Encodes images and texts: numbers `clip_score` and `clip_score_sentence` of the main
+            way, see `metrics.captioning`.
     """
 
-    def __init__(self, controller: Control, scores: Sequence[CaptionScore] | None = None) -> None:
+    def __init__(
+        self,
+        controller: Control,
+        scores: Sequence[CaptionScore] | None = None,
+        judge: ChatBackend | None = None,
+        clip: Encoder | None = None,
+    ) -> None:
         super().__init__()
         self.ways = ways_of(controller)
         chosen = [Bleu(), RougeL(), Cider()] if scores is None else list(scores)
         self.metrics = [CaptionMetrics(chosen) for _ in self.ways]
         self.registered = nn.ModuleList(self.metrics)  # so that they follow the module's device
         self.lift_highlighted, self.lift_other = MeanMetric(), MeanMetric()
+        self.judge, self.clip = judge, clip
+        self.judged = JudgedCaptions()
+        self.clip_score, self.clip_score_sentence = MeanMetric(), MeanMetric()
         self.measures_lift = isinstance(controller, PromptControl | Recalibration)
 
     def step(
@@ -144,6 +171,11 @@ class CaptionTest(nn.Module):
             if not way.highlighted:
                 counted += self._own(batch, written["plain of images"])
             metric.update(counted)
+        main = [*zip(places, written[self.ways[0].name], strict=True)]
+        if self.judge is not None:
+            self._ask(batch, highlights, main)
+        if self.clip is not None:
+            self._compare(batch, highlights, main)
         if self.measures_lift and size > 1 and all(batch["captions"]):
             self._lift(module, batch)
         return records, self._examples(batch, highlights, places, written)
@@ -164,6 +196,43 @@ class CaptionTest(nn.Module):
                 batch["ids"], captions, batch["captions"], batch["depicted"], strict=True
             )
         ]
+
+    def _ask(self, batch: Mapping[str, Any], highlights: Highlights, main: Written) -> None:
+        """Asks the judge about the captions of images that have a picture and a caption."""
+        assert self.judge is not None
+        requests = []
+        for (row, number), caption in main:
+            picture, reference = batch["pictures"][row], batch["captions"][row]
+            if picture is None or not reference:
+                continue
+            parts = ("page_titles", "section_titles", "section_texts")
+            context = ". ".join(batch[part][row] for part in parts if batch[part][row])
+            name = f"{batch['ids'][row]}/{number}"
+            requests.append(
+                judge_request(name, picture, context, highlights[row][number], reference, caption)
+            )
+        responses = self.judge.generate(requests)
+        pairs = zip(requests, responses, strict=True)
+        self.judged.update([None if r.error else read_scores(r.text, q.id) for q, r in pairs])
+
+    def _compare(self, batch: Mapping[str, Any], highlights: Highlights, main: Written) -> None:
+        """Compares captions with pictures, and with the sentences of their highlights."""
+        assert self.clip is not None
+        rows = [(row, number, text) for (row, number), text in main if batch["pictures"][row]]
+        if not rows:
+            return
+        captions = [text for _, _, text in rows]
+        pictures = [batch["pictures"][row] for row, _, _ in rows]
+        self.clip_score.update(clip_scores(self.clip, pictures, captions))
+        sentences = [
+            sentences_with(
+                batch["section_texts"][row],
+                highlights[row][number],
+                [batch["page_titles"][row], batch["section_titles"][row]],
+            )
+            for row, number, _ in rows
+        ]
+        self.clip_score_sentence.update(sentence_clip_scores(self.clip, sentences, captions))
 
     def _examples(
         self,
@@ -239,8 +308,15 @@ class CaptionTest(nn.Module):
             prefix = f"{way.name}/" if number else ""
             found |= {f"{prefix}{name}": value for name, value in metric.compute().items()}
             metric.reset()
-        lifts = {"lift_highlighted": self.lift_highlighted, "lift_other": self.lift_other}
-        for name, mean in lifts.items() if self.measures_lift else ():
+        found |= self.judged.compute()
+        self.judged.reset()
+        means: dict[str, MeanMetric] = {}
+        if self.measures_lift:
+            means |= {"lift_highlighted": self.lift_highlighted, "lift_other": self.lift_other}
+        if self.clip is not None:
+            means |= {"clip_score": self.clip_score}
+            means |= {"clip_score_sentence": self.clip_score_sentence}
+        for name, mean in means.items():
             if not mean.update_called:  # on this rank; all ranks compute
                 mean.update(torch.zeros(0, device=mean.device))
             value = mean.compute().item()

@@ -6,26 +6,26 @@ image features, V vocabulary.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 from transformers import GenerationConfig
 
 from ..causal_lm import check_keys, recompute_activations
+from ..chat import ChatBackend
+from ..encoders.encoder import Encoder
 from ..metrics.captioning import CaptionScore
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
 from ..training_progress import TrainingProgress
-from .control import CAPTION, MASK, SEPARATOR, Control, NoControl, PromptControl, Recalibration
+from .control import Control, NoControl, PromptControl, Recalibration
 from .evaluation import CaptionTest, Example
 from .gallery import (
     NUM_EXAMPLES,
@@ -47,26 +47,14 @@ from .network import (
 from .parts import IGNORED, cross_entropy, describe, make_part, tokenizer_of
 from .predictor import RelevancePredictor
 from .relevance import EncoderRelevance, LexicalRelevance, RelevanceScorer
+from .targets import Targets, make_targets
 from .tokens import ContextTokenizer, PageContext, Source
+from .writing import caption_text, caption_weights, decoder_prompts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.figure import Figure
-
-
-class Targets(NamedTuple):
-    """What the decoder shall write.
-
-    Attributes:
-        labels: (B, T) int64, -100 where nothing is learned.
-        decoder_ids: (B, T) int64, what it reads before each.
-        is_caption: (B, T) bool: tokens of the caption and its end, not of a prompt.
-    """
-
-    labels: Tensor
-    decoder_ids: Tensor
-    is_caption: Tensor
 
 
 class CtrlCIC(LightningModule):
@@ -119,6 +107,8 @@ class CtrlCIC(LightningModule):
         activation_checkpointing: Recomputes each layer's activations in the backward pass.
         generation: Arguments of transformers' `generate`. Default: 128 tokens, greedy.
         scores: What captions are compared with references by; None: BLEU-4, ROUGE-L, CIDEr-D.
+        judge: Chat model that rates captions in a test; needs pictures.
+        clip: Encoder of images and texts that a test compares captions with; needs pictures.
 
     Raises:
         ValueError: Settings that contradict each other, or unknown ones.
@@ -149,9 +139,11 @@ class CtrlCIC(LightningModule):
         activation_checkpointing: bool = False,
         generation: dict[str, Any] | None = None,
         scores: list[CaptionScore] | None = None,
+        judge: ChatBackend | None = None,
+        clip: Encoder | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["controller", "relevance", "scores"])
+        self.save_hyperparameters(ignore=["controller", "relevance", "scores", "judge", "clip"])
         save_plain_hyperparameters(self)
         self.controller = make_part(Control, controller, "controller") or NoControl()
         self.relevance = make_part(RelevanceScorer, relevance, "relevance") or LexicalRelevance()
@@ -172,9 +164,10 @@ class CtrlCIC(LightningModule):
         self.config = None if config is None else build_config(config, self.contexts)
         self.seed = torch.initial_seed()
         self.val_loss, self.val_caption_loss = MeanMetric(), MeanMetric()
-        self.captions_tested = CaptionTest(self.controller, scores)
+        self.captions_tested = CaptionTest(self.controller, scores, judge, clip)
         self.progress = TrainingProgress(num_losses=2, unit="images", loss_unit="nats / token")
-        self._predictor: tuple[RelevancePredictor, ...] = ()  # a tuple: no part of this module
+        # In a tuple, so that it is no part of this module: neither trained nor saved with it.
+        self.loaded_predictor: tuple[RelevancePredictor, ...] = ()
         self._examples: list[Example] = []
         self._test_values: dict[str, float] = {}
 
@@ -226,42 +219,17 @@ class CtrlCIC(LightningModule):
         return self.contexts.encode(batch, self.device), images_BF
 
     def targets(self, captions: Sequence[str], words: Sequence[Sequence[str]] | None) -> Targets:
-        """Turns captions, and what stands before them, into targets.
-
-        Args:
-            captions: B captions.
-            words: For each the words of its prompt; None: there are no prompts.
-        """
-        rows, sizes = [], []
-        for row, caption in enumerate(captions):
-            prefix = [] if words is None else self.prompt_ids(words[row])
-            ids = [*prefix, *self.contexts.ids(caption)][: self.max_target_length - 1]
-            rows.append(torch.tensor([*ids, self.contexts.eos]))
-            sizes.append(min(len(prefix), len(ids)))
-        if self.loss_on_padding:
-            rows[0] = F.pad(
-                rows[0], (0, self.max_target_length - len(rows[0])), value=self.contexts.pad
-            )
-        fill = self.contexts.pad if self.loss_on_padding else IGNORED
-        labels_BT = pad_sequence(rows, batch_first=True, padding_value=fill).to(self.device)
-        sizes_B1 = torch.tensor(sizes, device=self.device)[:, None]
-        after_BT = torch.arange(labels_BT.shape[1], device=self.device) >= sizes_B1
-        is_caption_BT = after_BT & (labels_BT != IGNORED)
-        start_B1 = torch.full_like(labels_BT[:, :1], self.start_token)
-        read_BT = labels_BT.masked_fill(labels_BT == IGNORED, self.contexts.pad)
-        decoder_ids_BT = torch.cat((start_B1, read_BT[:, :-1]), dim=1)
+        """Turns captions, and the words of the prompts before them, into targets."""
         controller = self.controller
-        if isinstance(controller, PromptControl) and not controller.loss_on_prefix:
-            labels_BT = labels_BT.masked_fill(~is_caption_BT, IGNORED)
-        return Targets(labels_BT, decoder_ids_BT, is_caption_BT)
-
-    def prompt_ids(self, words: Sequence[str]) -> list[int]:
-        """Returns the tokens of `<MSK> a <SEP> b <CPT>`."""
-        ids = [self.contexts.marker(MASK)]
-        for number, word in enumerate(words):
-            ids += [self.contexts.marker(SEPARATOR)] if number else []
-            ids += self.contexts.ids(word)
-        return [*ids, self.contexts.marker(CAPTION)]
+        return make_targets(
+            self.contexts,
+            captions,
+            words,
+            max_length=self.max_target_length,
+            start_token=self.start_token,
+            fill_with_padding=self.loss_on_padding,
+            learn_prompts=not isinstance(controller, PromptControl) or controller.loss_on_prefix,
+        ).to(self.device)
 
     @property
     def start_token(self) -> int:
@@ -392,96 +360,18 @@ class CtrlCIC(LightningModule):
         source, images = self.encode(batch)
         settings = {**self.generation, **generation}
         with self._evaluating(), torch.compiler.set_stance("force_eager"):
-            weights = self._caption_weights(batch, source, images, rows, given, delta, references)
+            weights = caption_weights(self, batch, source, images, rows, given, delta, references)
             source, images = source.rows(rows), images[torch.tensor(rows, device=self.device)]
-            settings |= self._prompts(source, given)
+            settings |= decoder_prompts(self, source, given)
             if self.network_is_sharded and self.trainer.world_size > 1:
                 settings["synced_gpus"] = True  # all ranks take part in every step of each
             outputs = self.network.generate(source.ids, source.mask, images, weights, **settings)
-        return [self._caption(ids) for ids in outputs.tolist()]
+        return [caption_text(self, ids) for ids in outputs.tolist()]
 
     @property
     def network_is_sharded(self) -> bool:
         """Whether parameters are split over devices."""
         return self._trainer is not None and self.device_mesh is not None
-
-    def _caption_weights(
-        self,
-        batch: Mapping[str, Any],
-        source: Source,
-        images: Tensor,
-        rows: Sequence[int],
-        highlights: Sequence[Sequence[Phrase] | None],
-        delta: float | None,
-        references: Sequence[str] | None,
-    ) -> Tensor | None:
-        """Returns the weights of the tokens of each caption's source."""
-        controller = self.controller
-        if not isinstance(controller, Recalibration):
-            return None
-        repeated = source.rows(rows)
-        if controller.mode == "oracle":
-            if references is None:
-                return controller.training_weights(repeated, controller.flat(repeated))
-            relevance = self.relevance_of(batch, repeated, references)
-            return controller.training_weights(repeated, relevance)
-        values = (
-            self._predicted(source, images)
-            if controller.needs_predictor
-            else controller.flat(source)
-        )
-        phrases = [phrases or [] for phrases in highlights]
-        chosen = [values[row] for row in rows]
-        return controller.weights(repeated, chosen, phrases, self.contexts.ids, delta)
-
-    def _predicted(self, source: Source, images: Tensor) -> list[Tensor]:
-        if not self._predictor:
-            if self.predictor_path is None:
-                raise ValueError(
-                    "controller: captions by Recalibration need model.init_args.predictor, a "
-                    "checkpoint of RelevancePredictor (or mode: fixed, without one)"
-                )
-            loaded = RelevancePredictor.load_from_checkpoint(
-                self.predictor_path, map_location="cpu", weights_only=True
-            )
-            if len(loaded.contexts) != len(self.contexts):
-                raise ValueError(
-                    f"predictor: {self.predictor_path} has {len(loaded.contexts)} tokens, the "
-                    f"captioning model {len(self.contexts)}: train both with one tokenizer"
-                )
-            loaded.freeze()
-            self._predictor = (loaded,)
-        predictor = self._predictor[0].to(self.device)
-        return predictor.predicted(source, images)
-
-    def _prompts(
-        self, source: Source, highlights: Sequence[Sequence[Phrase] | None]
-    ) -> dict[str, Tensor]:
-        """Returns the decoder's prompts, padded on the left; captions without one begin freely."""
-        phrases = [phrases or [] for phrases in highlights]
-        words = self.controller.prompt_words(source, phrases)
-        if words is None:
-            return {}
-        prompts = [
-            [self.start_token, *([] if given is None else self.prompt_ids(row))]
-            for given, row in zip(highlights, words, strict=True)
-        ]
-        length = max(map(len, prompts))
-        ids = [[self.contexts.pad] * (length - len(prompt)) + prompt for prompt in prompts]
-        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        return {
-            "decoder_input_ids": torch.tensor(ids, device=self.device),
-            "decoder_attention_mask": torch.tensor(mask, device=self.device),
-        }
-
-    def _caption(self, ids: list[int]) -> str:
-        """Returns the caption of written tokens: what stands after the last `<CPT>`."""
-        if isinstance(self.controller, PromptControl):
-            marker = self.contexts.marker(CAPTION)
-            if marker not in ids:
-                return ""
-            ids = ids[len(ids) - ids[::-1].index(marker) :]
-        return self.contexts.text(ids)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -88,7 +88,7 @@ class ConvIconEncoder(IconEncoder):
             )
         features = self.stages(1 - image_B3SS)  # ink is what there is to see
         pooled = self.out(F.gelu(self.squeeze(features)).flatten(1))
-        return Seen(pooled, features.flatten(2).mT)
+        return Seen(pooled, features.flatten(2).mT.contiguous())  # no view: FSDP2 minds
 
 
 class _Stage(nn.Module):

@@ -17,17 +17,21 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from torchmetrics import Metric
 from torchmetrics.functional.text import rouge_score, sacre_bleu_score
 
 from ..descriptions import Rebuildable
+from ..encoders.encoder import Encoder
 
 MAX_NGRAM = 4
 SIGMA = 6.0
 NGram = tuple[str, ...]
 Vector = dict[NGram, float]
 Tokenization = Literal["raw", "words"]
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
 
@@ -152,6 +156,41 @@ def repeated_bigrams(caption: str) -> float:
     words = caption.lower().split()
     bigrams = [*pairwise(words)]
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
+
+
+def clip_scores(encoder: Encoder, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+    """CLIPScore as Ctrl-CIC computes it, (B,) float32: 250 times the cosine, not cut off at 0.
+
+    Args:
+        encoder: Of images and texts in one space; with ViT-L/14 the numbers are the paper's.
+        images: B images.
+        captions: B captions.
+    """
+    seen, said = encoder.encode_images(images), encoder.encode_texts(captions)
+    return 250 * cosine_similarity(seen.float(), said.float(), dim=-1)
+
+
+def sentence_clip_scores(
+    encoder: Encoder, sentences: Sequence[Sequence[str]], captions: Sequence[str]
+) -> Tensor:
+    """CLIPScore-Sent of Ctrl-CIC, (B,) float32: cosine of captions and what is highlighted.
+
+    Args:
+        encoder: Of texts; with `normalize: false` the mean is that of the released code.
+        sentences: For each caption the sentences with its highlight, see `sentences_with`.
+        captions: B captions.
+    """
+    rows = [encoder.encode_texts(list(texts)).float().mean(0) for texts in sentences]
+    return cosine_similarity(torch.stack(rows), encoder.encode_texts(captions).float(), dim=-1)
+
+
+def sentences_with(text: str, phrases: Sequence[str], titles: Sequence[str]) -> list[str]:
+    """Returns the sentences of a text that have a phrase; else a title that has; else the text."""
+    split = [part for part in SENTENCE_END.split(text) if part.strip()]
+    for candidates in (split, titles):
+        if found := [part for part in candidates if any(p in part for p in phrases)]:
+            return found
+    return [text or " ".join(titles)]
 
 
 class CaptionScore(Rebuildable, ABC):

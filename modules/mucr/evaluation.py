@@ -30,7 +30,8 @@ class MuCRModule(ReasoningModule):
     `exp`) `test/mucr/<level>/accuracy` and, where asked, `group_accuracy` (all four pairs of a
     group) and `circular_accuracy` (right wherever the options stand), with `_chance`, `_low` and
     `_high` (95 %, whole groups drawn again) and `_n`; `test/mucr/exp/rouge_l`; what it costs,
-    `calls_per_question` and `tokens_per_question`. See `ReasoningModule` for files and resuming.
+    `calls_per_question` and `tokens_per_question`, what questions share counted for each. See
+    `ReasoningModule` for files and resuming.
 
     Args:
         backend: Who is asked.
@@ -247,7 +248,8 @@ class MuCRModule(ReasoningModule):
             verdict_raw=judged.text if judged else "",
             steps=steps,
             pictures=self.pictures_of(item),
-            error=reply.error or (judged.error if judged else ""),
+            # What was said about a picture that nobody could look at is no answer.
+            error=next((each.error for each in replies if each.error), ""),
             calls=sum(each.attempts for each in replies),
             tokens=sum(each.tokens for each in replies),
             seconds=sum(each.seconds for each in replies),
@@ -275,9 +277,9 @@ class MuCRModule(ReasoningModule):
         return {**found, "records": records}
 
     def _add(self, metric: QuestionMeans, rows: Sequence[Row], values: list[list[float]]) -> None:
-        if rows:
-            names, ids = [row["set"] for row in rows], [row["id"] for row in rows]
-            metric.update(names, ids, torch.tensor(values, dtype=torch.float64))
+        names, ids = [row["set"] for row in rows], [row["id"] for row in rows]
+        table = torch.tensor(values, dtype=torch.float64).reshape(-1, metric.num_values)
+        metric.update(names, ids, table)
 
     def on_test_epoch_end(self) -> None:
         """Logs and writes the scores, and what they cost."""

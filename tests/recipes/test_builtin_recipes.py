@@ -52,7 +52,12 @@ EVALUATORS = {
     ),
 }
 OFFLINE = {"mucr/offline"}  # asks about what is there on any machine
-EVALUATIONS = [name for name in PLAIN if model_of(name) in EVALUATORS and name not in OFFLINE]
+OWN_FILES = ("ctrl_cic/docs", "ctrl_cic/wikiweb2m")  # trained on what a user has
+EVALUATIONS = [
+    name
+    for name in PLAIN
+    if (model_of(name) in EVALUATORS and name not in OFFLINE) or name.startswith(OWN_FILES)
+]
 SIZES = {"74m": 74.3, "145m": 144.7, "595m": 594.5, "973m": 973.1, "2800m": 2818}
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from tenfold.modules.ctrl_cic import NoControl, PromptControl, Recalibration
+from tenfold.modules.ctrl_cic.targets import prompt_ids
 from tenfold.modules.ctrl_cic.tokens import IMAGE_SLOT, word_tokenizer
+from tenfold.modules.ctrl_cic.writing import caption_text, caption_weights
 from tiny_captions import CONFIG, LONG, WORDS, batch_of, build, build_predictor
 from transformers import (
     AutoTokenizer,
@@ -151,9 +153,9 @@ def test_prompted_captions_in_a_batch_are_those_alone(config):
         found = module.generate(batch, highlights, rows)
         ordered = [["red", "cells divide"], None, ["wall"], []]
         for caption, row, phrases in zip(found, rows, ordered, strict=True):
-            prompt = [0, *([] if phrases is None else module.prompt_ids(phrases))]
+            prompt = [0, *([] if phrases is None else prompt_ids(module.contexts, phrases))]
             ids = plain_greedy(module, row, batch, prompt)
-            assert caption == module._caption(ids)
+            assert caption == caption_text(module, ids)
 
 
 @torch.no_grad()
@@ -170,7 +172,7 @@ def test_recalibrated_captions_in_a_batch_are_those_alone():
             weights = module.controller.weights(
                 source, module.controller.flat(source), [phrases or []], module.contexts.ids
             )
-            assert caption == module._caption(plain_greedy(module, row, batch, [0], weights))
+            assert caption == caption_text(module, plain_greedy(module, row, batch, [0], weights))
         seen |= {tuple(found[:2])}
     assert any(one != two for one, two in seen)
 
@@ -183,7 +185,7 @@ def test_predicted_weights_reach_the_caption(tmp_path):
     module = build(controller=Recalibration(0.5), predictor=str(tmp_path / "predictor.ckpt"))
     batch = batch_of()
     source, images = module.encode(batch)
-    weights = module._caption_weights(batch, source, images, [0, 2], [["red"], None], None, None)
+    weights = caption_weights(module, batch, source, images, [0, 2], [["red"], None], None, None)
     logits = predictor(source, images)
     start = source.sections[0].start
     expected = logits[0, start : start + 10].sigmoid()

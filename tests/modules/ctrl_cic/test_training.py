@@ -21,6 +21,7 @@ from tenfold.modules.ctrl_cic import (
 )
 from tenfold.modules.ctrl_cic.gallery import card
 from tenfold.modules.ctrl_cic.predictor import entropy
+from tenfold.modules.ctrl_cic.writing import caption_weights
 from tenfold.modules.optimization import WarmupCosine
 from tenfold.modules.quantization import FakeQuantLayer, QuantizerConfig
 from tiny_captions import TEXTS, batch_of, build, build_predictor
@@ -307,8 +308,8 @@ def test_the_lift_is_the_difference_of_two_losses():
 def test_oracle_captions_use_the_reference_of_each_highlight():
     module, batch = build(controller=Recalibration(mode="oracle")), batch_of()
     source, images = module.encode(batch)
-    weights = module._caption_weights(
-        batch, source, images, [0, 0], [[], []], None, ["red", "cells"]
+    weights = caption_weights(
+        module, batch, source, images, [0, 0], [[], []], None, ["red", "cells"]
     )
     start = source.sections[0].start
     assert weights[0, start : start + 10].tolist() == [0.5, 1, *[0.5] * 8]

@@ -460,10 +460,10 @@ def tiny_diffusion(folder):
         StableDiffusionPipeline,
         UNet2DConditionModel,
     )
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-    letters = list(bytes_to_unicode().values())
+    letters = pre_tokenizers.ByteLevel.alphabet()
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(

@@ -286,6 +286,21 @@ def test_no_answer_is_an_error_and_wrong(tmp_path):
     assert numbers["c2e/error_rate"] == numbers["exp/error_rate"] == 1
 
 
+def test_a_picture_that_was_not_described_is_an_error(tmp_path):
+    class Half(Says):
+        def answer(self, requests, keep=None):
+            for place, response in super().answer(requests):
+                broken = requests[place].id.startswith("caption/") and place == 0
+                yield place, ChatResponse("", error="status 400") if broken else response
+
+    data = questions(1, tasks=["c2e"])
+    _, rows = run(Half("Answer: A"), tmp_path, data, input_form="caption_then_text")
+    described = Counter((row["status"], row["error"]) for row in rows)
+    # Its own question, or all of the group if it is an effect, an option of each.
+    assert described[("error", "status 400")] in (1, 4)
+    assert described.total() == 4
+
+
 def test_unreadable_answers_are_asked_again(tmp_path):
     class Later(Says):
         def answer(self, requests, keep=None):
