@@ -39,6 +39,11 @@ def gathered(network: nn.Module) -> Iterator[None]:
     another one. All ranks enter together. Does nothing for a network that is not sharded.
     """
     parts = [part for part in network.modules() if isinstance(part, FSDPModule)]
+    if isinstance(network, FSDPModule):
+        # Private: else the first inner module that is called would take itself for the root, and
+        # the network could not be called as a whole any more. A test of Art2Prog's (test_sharded)
+        # notices when it moves.
+        network._get_fsdp_state()._lazy_init()
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

@@ -133,16 +133,19 @@ class RayExecutor(Executor):
         gpus = self.gpus_per_worker if work.needs_model else 0.0
         have = ray.cluster_resources()
         possible = have.get("GPU", 0) / gpus if gpus else have.get("CPU", 1) / self.threads
-        number = min(self.num_workers or max(1, int(possible)), len(tasks))
-        data = ray.data.from_items([{"task": task} for task in tasks])
+        options = {
+            "concurrency": min(self.num_workers or max(1, int(possible)), len(tasks)),
+            "num_cpus": self.threads,
+            "num_gpus": gpus or None,
+        }
         # A block per task: what one worker takes at a time.
-        data = data.repartition(len(tasks)).map(
-            _RayWorker,
-            fn_constructor_args=(pickle.dumps(work),),
-            concurrency=number,
-            num_cpus=self.threads,
-            num_gpus=gpus or None,
-        )
+        items = [{"task": task} for task in tasks]
+        data = ray.data.from_items(items, override_num_blocks=len(tasks))
+        pickled = pickle.dumps(work)
+        if work.needs_model:  # a process keeps the network for all tasks that come to it
+            data = data.map(_RayWorker, fn_constructor_args=(pickled,), **options)
+        else:  # processes that are there take the next task, whatever step it is of
+            data = data.map(_run_row, fn_args=(pickled,), **options)
         try:
             for row in data.iter_rows():
                 done(row["task"], Stats(**pickle.loads(row["stats"])))
@@ -181,6 +184,11 @@ class RayExecutor(Executor):
             ray.data.DataContext.get_current().enable_progress_bars = False
             return ray
         return self._ray
+
+
+def _run_row(row: dict[str, Any], pickled: bytes) -> dict[str, Any]:
+    stats = _run_task(pickled, int(row["task"]))
+    return {"task": int(row["task"]), "stats": pickle.dumps(vars(stats))}
 
 
 class _RayWorker:

@@ -134,10 +134,8 @@ def _funnel_table(levels: Sequence[Level], finished: Mapping[str, Finished]) -> 
             known = f"{number:,}" if number is not None else ""
             cells += [known, dropped, f"{share:.1%}" if share is not None else ""]
         said = [f"{kind}: {html.escape(why)} {n:,}" for kind, why, n in level.reasons]
-        row = _row([*cells, "<br>".join(said)])
-        rows.append(
-            row.replace("<td>" + "<br>".join(said), '<td class="text">' + "<br>".join(said))
-        )
+        row = _row(cells).removesuffix("</tr>")
+        rows.append(f'{row}<td class="text">{"<br>".join(said)}</td></tr>')
     return f'{intro}<table id="funnel-table">{"".join(rows)}</table>'
 
 

@@ -225,8 +225,10 @@ def test_any_partition_and_number_of_processes_gives_the_same_bytes(finished, tm
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_bytes(finished, tmp_path):
+def test_ray_gives_the_same_bytes(finished, tmp_path, monkeypatch):
     (tmp_path / "site").symlink_to(finished / "site")
+    # Other programs of a busy machine must not make Ray end its workers.
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     path = recipe(tmp_path, executor="ray", jobs=2)
     done = subprocess.run(
         [*COMMAND, "all", "--config", path], capture_output=True, text=True, timeout=550
@@ -283,9 +285,8 @@ def test_the_page_opens_in_a_browser_with_its_pictures_and_sections(finished, tm
         "const pictures = [...d.images].map(i => i.complete && i.naturalWidth > 0);"
         "d.querySelectorAll('details').forEach(e => e.open = true);"
         "const rows = d.querySelectorAll('#funnel-table tr').length;"
-        "const wide = d.documentElement.scrollWidth <= d.documentElement.clientWidth + 1200;"
         "document.title = JSON.stringify({pictures: pictures.length, whole: "
-        "pictures.every(Boolean), rows, sections: d.querySelectorAll('details').length, wide});"
+        "pictures.every(Boolean), rows, sections: d.querySelectorAll('details').length});"
         "document.body.innerText = document.title }</script>"
     )
     done = subprocess.run(
