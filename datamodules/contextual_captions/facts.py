@@ -49,7 +49,7 @@ class FactExamples(Examples):
 
     def __init__(
         self,
-        num_train: int = 16000,
+        num_train: int = 38400,
         num_val: int = 256,
         num_test: int = 300,
         num_facts: int = 4,
