@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Before anything imports the hub's client: no test downloads, and none waits for a hub in vain.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 

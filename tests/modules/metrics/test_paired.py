@@ -29,7 +29,7 @@ def f1(right, is_yes):
 
 
 @given(OUTCOMES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_numbers_are_those_of_the_definitions(rows):
     found = compare(rows)
     first, second, is_yes = zip(*rows, strict=True)
