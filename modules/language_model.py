@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.throughput import get_available_flops
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -30,7 +29,7 @@ from .causal_lm import (
 )
 from .optimization import configure_optimizers, save_plain_hyperparameters
 from .sharding import shard_over_devices
-from .training_progress import TrainingProgress
+from .training_progress import ProgressModule, TrainingProgress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # label of a position that is not predicted
 
 
-class CausalLanguageModel(LightningModule):
+class CausalLanguageModel(ProgressModule):
     """Trains a causal language model from scratch or from pretrained weights.
 
     `network` is the plain transformers model, built in `configure_model`; nothing is wrapped or
@@ -195,15 +194,9 @@ class CausalLanguageModel(LightningModule):
         cross_entropy, balance = self._losses(batch)
         num_tokens = batch["input_ids"].numel() * self.trainer.world_size
         self.progress.step(torch.stack((cross_entropy, balance)), num_tokens)
-        if self._is_logging_step(batch_idx):
+        if self.is_logging_step(batch_idx):
             self._log_progress(batch["input_ids"].shape[1])
         return cross_entropy + self._balance_weight * balance
-
-    def _is_logging_step(self, batch_idx: int) -> bool:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        is_step = accumulated or self.trainer.is_last_batch
-        return every > 0 and is_step and (self.trainer.global_step + 1) % every == 0
 
     def _log_progress(self, length: int) -> None:
         """Logs the steps since the last call; only here does training wait for the device."""
@@ -226,14 +219,6 @@ class CausalLanguageModel(LightningModule):
         assert self._flops_per_token is not None
         peak = self._peak_flops * self.trainer.world_size
         return self._flops_per_token * tokens_per_second / peak
-
-    def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     # Evaluation
 
@@ -302,15 +287,6 @@ class CausalLanguageModel(LightningModule):
         ]
 
     # What a run leaves behind
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores tokens seen and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""

@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -137,3 +138,37 @@ class TrainingProgress:
         axes.grid(which="both", alpha=0.3)
         axes.legend()
         return figure
+
+
+class ProgressModule(LightningModule):
+    """A LightningModule that counts what it trains on: in checkpoints, with a clock for training.
+
+    Attributes:
+        progress: Set by the module that derives from it.
+    """
+
+    progress: TrainingProgress
+
+    def is_logging_step(self, batch_idx: int) -> bool:
+        """Whether the optimizer steps after this batch and the trainer logs that step."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
+        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        is_step = accumulated or self.trainer.is_last_batch
+        return every > 0 and is_step and (self.trainer.global_step + 1) % every == 0
+
+    def on_validation_start(self) -> None:
+        """Stops the clock of training."""
+        self.progress.pause()
+
+    def on_validation_end(self) -> None:
+        """Lets the clock of training run on."""
+        self.progress.resume()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Stores counts and loss curves."""
+        checkpoint["training_progress"] = self.progress.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
+        if "training_progress" in checkpoint:
+            self.progress.load_state_dict(checkpoint["training_progress"])

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,7 +22,7 @@ from ..files import atomic_write, write_json
 from ..metrics.program import ProgramScores, TokenScores, compare_programs
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import gathered, shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .drawing import Renderer
 from .evaluation import KINDS, program_facts, token_kinds
 from .export import LANGUAGE, export_program, png_base64
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 NUM_EXAMPLES = 12  # in the contact sheet
 
 
-class Art2Prog(LightningModule):
+class Art2Prog(ProgressModule):
     """Writes the drawing program of a picture; each line sees what the lines before it have drawn.
 
     A batch is that of `ProgramDataModule`. In a notebook:
@@ -211,8 +210,7 @@ class Art2Prog(LightningModule):
         """Returns the loss of one batch."""
         loss = self.loss(batch)
         self.progress.step(loss.detach()[None], len(batch["image"]) * self.trainer.world_size)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        if every > 0 and (self.trainer.global_step + 1) % every == 0:
+        if self.is_logging_step(batch_idx):
             reduce = self.trainer.strategy.reduce
             self.log("train/loss", self.progress.mean_losses(reduce)[0], prog_bar=True)
             self.log("train/programs_per_second", self.progress.tokens_per_second())
@@ -221,13 +219,9 @@ class Art2Prog(LightningModule):
     # Evaluation
 
     def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
+        """Stops the clock of training, and forgets the examples of the last validation."""
+        super().on_validation_start()
         self._begin()
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     def on_test_start(self) -> None:
         """Forgets the examples of validation."""
@@ -408,15 +402,6 @@ class Art2Prog(LightningModule):
             write_json(language, self.language.settings())
 
     # What a run leaves behind
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores programs seen and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -24,7 +23,7 @@ from ..encoders.encoder import Encoder
 from ..metrics.captioning import CaptionScore
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .control import Control, NoControl, PromptControl, Recalibration
 from .evaluation import CaptionTest, Example
 from .gallery import (
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class CtrlCIC(LightningModule):
+class CtrlCIC(ProgressModule):
     """Trains a captioner of T5's kind with or without a controller, and writes captions.
 
     `network.language` is the plain transformers model. It reads the page's and the section's title,
@@ -289,26 +288,12 @@ class CtrlCIC(LightningModule):
         loss, caption_loss = self._losses(batch, self.label_smoothing)
         num_images = len(batch["captions"]) * self.trainer.world_size
         self.progress.step(torch.stack([loss.detach(), caption_loss]), num_images)
-        if self._is_logging_step(batch_idx):
+        if self.is_logging_step(batch_idx):
             means = self.progress.mean_losses(self.trainer.strategy.reduce)
             self.log("train/loss", means[0], prog_bar=True)
             self.log("train/caption_loss", means[1])
             self.log("train/images_per_second", self.progress.tokens_per_second())
         return loss
-
-    def _is_logging_step(self, batch_idx: int) -> bool:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        is_step = accumulated or self.trainer.is_last_batch
-        return every > 0 and is_step and (self.trainer.global_step + 1) % every == 0
-
-    def on_validation_start(self) -> None:
-        """Stops the clock of the training speed."""
-        self.progress.pause()
-
-    def on_validation_end(self) -> None:
-        """Lets it run on."""
-        self.progress.resume()
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -462,15 +447,6 @@ class CtrlCIC(LightningModule):
         self.network.language.save_pretrained(folder)
         self.contexts.tokenizer.save_pretrained(folder)
         save_projection(self.network, folder)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores images seen and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""

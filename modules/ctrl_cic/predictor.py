@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,7 +18,7 @@ from torchmetrics.classification import BinaryAUROC
 
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .network import RelevanceNetwork, build_config, build_language_model, load_projection
 from .parts import describe, make_part, tokenizer_of
 from .relevance import LexicalRelevance, RelevanceScorer
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class RelevancePredictor(LightningModule):
+class RelevancePredictor(ProgressModule):
     """Learns the relevance of each section token for a caption that it does not see.
 
     An encoder of T5's kind reads the source, image included; a linear layer gives each token of the
@@ -164,22 +163,11 @@ class RelevancePredictor(LightningModule):
         losses_BS, _, _, mask_BS = self._token_losses(batch)
         loss = losses_BS.sum() / (mask_BS.sum() + 1e-8)
         self.progress.step(loss.detach()[None], len(batch["captions"]) * self.trainer.world_size)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        is_step = accumulated or self.trainer.is_last_batch
-        if every > 0 and is_step and (self.trainer.global_step + 1) % every == 0:
+        if self.is_logging_step(batch_idx):
             (mean,) = self.progress.mean_losses(self.trainer.strategy.reduce)
             self.log("train/loss", mean, prog_bar=True)
             self.log("train/images_per_second", self.progress.tokens_per_second())
         return loss
-
-    def on_validation_start(self) -> None:
-        """Stops the clock of the training speed."""
-        self.progress.pause()
-
-    def on_validation_end(self) -> None:
-        """Lets it run on."""
-        self.progress.resume()
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -235,15 +223,6 @@ class RelevancePredictor(LightningModule):
             {"id": name, "tokens": section.tokens.pieces, "relevance": value_N}
             for name, section, value_N in rows
         ]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores images seen and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -31,7 +30,7 @@ from ..metrics.vector import IconMetrics, LpipsNetwork
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
 from ..svg import render, write_svg
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .commands import Term
 from .decoders import DecoderSizes
 from .encoders import IconEncoder
@@ -47,7 +46,7 @@ NUM_EXAMPLES = 16
 DEFAULT_WEIGHTS = {"visibility": 1.0, "type": 1.0, "arg": 10.0, "paint": 1.0, "raster": 100.0}
 
 
-class DeepIconModule(LightningModule):
+class DeepIconModule(ProgressModule):
     """Turns pictures of icons into SVGs of few, ordered, editable paths.
 
     An encoder and an MLP make one embedding of a picture; a structure decoder makes path slots of
@@ -240,7 +239,7 @@ class DeepIconModule(LightningModule):
         loss, means, _ = self.losses(batch)
         values = torch.stack([loss.detach(), *(means[name].detach() for name in self._names())])
         self.progress.step(values, len(batch["image"]) * self.trainer.world_size)
-        if self._is_logging_step(batch_idx):
+        if self.is_logging_step(batch_idx):
             found = self.progress.mean_losses(self.trainer.strategy.reduce)
             self.log("train/loss", found[0], prog_bar=True)
             for name, value in zip(self._names(), found[1:], strict=True):
@@ -248,20 +247,10 @@ class DeepIconModule(LightningModule):
             self.log("train/icons_per_second", self.progress.tokens_per_second())
         return loss
 
-    def _is_logging_step(self, batch_idx: int) -> bool:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        is_step = accumulated or self.trainer.is_last_batch
-        return every > 0 and is_step and (self.trainer.global_step + 1) % every == 0
-
     def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
+        """Stops the clock of training, and forgets the examples of the last validation."""
+        super().on_validation_start()
         self._examples = []
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     # Evaluation
 
@@ -402,15 +391,6 @@ class DeepIconModule(LightningModule):
             self.network.train(was_training)
 
     # What a run leaves behind
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores icons seen and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from ..visual_reasoning import ReasoningScores, Row, chance_of, logged
 from .baselines import BASELINES
 from .figures import matches_figure
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 Sees = Literal["both", "cause", "effect", "nothing"]
 
 
-class SiameseMatcher(LightningModule):
+class SiameseMatcher(ProgressModule):
     """Learns which effect belongs to which cause, and which phrase names the link.
 
     One image encoder for both pictures. Matching: the embedding of a cause is closer to that of its
@@ -189,20 +188,11 @@ class SiameseMatcher(LightningModule):
         """Returns the loss of one batch."""
         loss = self._losses(self._outputs(batch), batch["asked"]).mean()
         self.progress.step(loss.detach()[None], len(batch["asked"]) * self.trainer.world_size)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        if every > 0 and (self.trainer.global_step + 1) % every == 0:
+        if self.is_logging_step(batch_idx):
             reduce = self.trainer.strategy.reduce
             self.log("train/loss", self.progress.mean_losses(reduce)[0], prog_bar=True)
             self.log("train/groups_per_second", self.progress.tokens_per_second())
         return loss
-
-    def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     # Evaluation
 
@@ -293,15 +283,6 @@ class SiameseMatcher(LightningModule):
         return records
 
     # What a run leaves behind
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores counts and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""

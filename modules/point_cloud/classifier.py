@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -22,14 +21,14 @@ from ..influence import outlier_influence, permutation_residual
 from ..metrics.corruption_errors import CorruptionErrorRates
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .figures import error_rate_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class PointCloudClassifier(LightningModule):
+class PointCloudClassifier(ProgressModule):
     """Classifies point clouds; tests them clean and corrupted.
 
     A batch is a dict: `pos` (B, N, 3) float; `label` (B,) int64; `index` (B,) int64, the number of
@@ -162,8 +161,7 @@ class PointCloudClassifier(LightningModule):
         """Returns the loss of one batch."""
         loss = self.loss(batch)
         self.progress.step(loss.detach()[None], len(batch["pos"]) * self.trainer.world_size)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        if every > 0 and (self.trainer.global_step + 1) % every == 0:
+        if self.is_logging_step(batch_idx):
             reduce = self.trainer.strategy.reduce
             self.log("train/loss", self.progress.mean_losses(reduce)[0], prog_bar=True)
             self.log("train/clouds_per_second", self.progress.tokens_per_second())
@@ -187,14 +185,6 @@ class PointCloudClassifier(LightningModule):
         """Logs the mean loss of the epoch, which a schedule may follow."""
         epoch_loss = self.progress.epoch_mean_loss(self.trainer.strategy.reduce)
         self.log("train/epoch_loss", epoch_loss, sync_dist=True)
-
-    def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     # Evaluation
 
@@ -286,13 +276,13 @@ class PointCloudClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores counts and loss curves."""
-        progress = {**self.progress.state_dict(), "skipped_steps": self.skipped_steps}
-        checkpoint["training_progress"] = progress
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["training_progress"]["skipped_steps"] = self.skipped_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them; a checkpoint without them (merged, converted) starts at zero."""
+        super().on_load_checkpoint(checkpoint)
         if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
             self.skipped_steps = checkpoint["training_progress"]["skipped_steps"]
 
     def run_info(self) -> dict[str, float | None]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,7 +21,7 @@ from torchmetrics import MeanMetric
 from ..metrics.retrieval import PairRetrieval
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .losses import ContrastiveLoss, LossName, pair_loss
 from .tokenizers import build_tokenizer
 from .towers import ImageTower, TextTower, Tower, build_image_tower, build_text_tower
@@ -35,7 +34,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_EVALUATED_TEXTS = 8  # of an image; more would say no more
 
 
-class ClipPretraining(LightningModule):
+class ClipPretraining(ProgressModule):
     """Trains an image tower and a text tower so that pairs are similar, and others are not.
 
     The towers are built in `configure_model`. In a notebook:
@@ -248,8 +247,7 @@ class ClipPretraining(LightningModule):
         self.num_broken += num_broken
         values = torch.stack([loss.detach(), loss.new_tensor(num_broken)])
         self.progress.step(values, len(batch["images"]) * self.trainer.world_size)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        if every > 0 and (self.trainer.global_step + 1) % every == 0:
+        if self.is_logging_step(batch_idx):
             mean, broken = self.progress.mean_losses(self.trainer.strategy.reduce)
             self.log("train/loss", mean, prog_bar=True)
             self.log("train/broken", broken)
@@ -265,13 +263,9 @@ class ClipPretraining(LightningModule):
         self.criterion.clamp()
 
     def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
+        """Stops the clock of training, and forgets the examples of the last validation."""
+        super().on_validation_start()
         self._examples = {}
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     # Evaluation
 
@@ -368,15 +362,13 @@ class ClipPretraining(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores counts and loss curves."""
-        checkpoint["training_progress"] = {
-            **self.progress.state_dict(),
-            "num_broken": self.num_broken,
-        }
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["training_progress"]["num_broken"] = self.num_broken
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them; a checkpoint without them (merged, converted) starts at zero."""
+        super().on_load_checkpoint(checkpoint)
         if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
             self.num_broken = checkpoint["training_progress"]["num_broken"]
 
     def run_info(self) -> dict[str, float | None]:

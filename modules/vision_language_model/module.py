@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..causal_lm import check_keys, decoder_layers, recompute_activations
 from ..optimization import configure_optimizers, save_plain_hyperparameters
 from ..sharding import shard_over_devices
-from ..training_progress import TrainingProgress
+from ..training_progress import ProgressModule, TrainingProgress
 from .conversation import IGNORED, Conversations, Encoded, Images
 from .dense import PatchHead
 from .figures import accuracy_figure, answers_figure
@@ -39,7 +38,7 @@ NUM_EXAMPLES = 8  # in the figure of answers
 NUM_GUESSES = 3
 
 
-class VisionLanguageModel(LightningModule):
+class VisionLanguageModel(ProgressModule):
     """Trains, fine-tunes and asks a vision-language model.
 
     `network` is the plain transformers model, built in `configure_model` together with its
@@ -266,7 +265,7 @@ class VisionLanguageModel(LightningModule):
         parts = [loss.new_zeros(()) if x is None else x for x in (answer_loss, patch_loss)]
         num_images = sum(len(images) for images in batch["images"]) * self.trainer.world_size
         self.progress.step(torch.stack([loss, *parts]), num_images)
-        if self._is_logging_step(batch_idx):
+        if self.is_logging_step(batch_idx):
             means = self.progress.mean_losses(self.trainer.strategy.reduce)
             self.log("train/loss", means[0], prog_bar=True)
             self.log("train/answer_loss", means[1])
@@ -274,12 +273,6 @@ class VisionLanguageModel(LightningModule):
                 self.log("train/patch_loss", means[2])
             self.log("train/images_per_second", self.progress.tokens_per_second())
         return loss
-
-    def _is_logging_step(self, batch_idx: int) -> bool:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set at run time
-        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        is_step = accumulated or self.trainer.is_last_batch
-        return every > 0 and is_step and (self.trainer.global_step + 1) % every == 0
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leaves out parameters that the phase freezes."""
@@ -289,13 +282,9 @@ class VisionLanguageModel(LightningModule):
                 parameter.grad = None  # parameters without gradient are not stepped
 
     def on_validation_start(self) -> None:
-        """Stops the clock of training."""
-        self.progress.pause()
+        """Stops the clock of training, and forgets the examples of the last validation."""
+        super().on_validation_start()
         self._examples = []
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of training run on."""
-        self.progress.resume()
 
     # Evaluation
 
@@ -461,15 +450,6 @@ class VisionLanguageModel(LightningModule):
         else:
             save_lora(self.network, folder)
         self.conversations.processor.save_pretrained(folder)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores images seen and loss curves."""
-        checkpoint["training_progress"] = self.progress.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; a checkpoint without them (merged, converted) starts at zero."""
-        if "training_progress" in checkpoint:
-            self.progress.load_state_dict(checkpoint["training_progress"])
 
     def run_info(self) -> dict[str, float | None]:
         """Returns sizes and the mean speed of this process's training, for `metrics.json`."""
