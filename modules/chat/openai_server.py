@@ -39,6 +39,28 @@ TOKENS_PER_IMAGE = 500  # a guess, corrected by what the server counts
 Answers = queue.SimpleQueue[tuple[int, ChatResponse] | Exception | None]
 
 
+def check_server(base_url: str, what: str) -> None:
+    """Checks what any client of a server needs before it is asked.
+
+    Args:
+        base_url: Of the server.
+        what: Asks; for messages.
+
+    Raises:
+        ImportError: openai is not installed.
+        ValueError: The address is none, or has room for a secret.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise ImportError(f"{what} need the package openai: pip install 'tenfold[chat]'")
+    address = urlsplit(base_url)
+    if address.scheme not in ("http", "https") or "@" in address.netloc or address.query:
+        # The address is not repeated: a password may be in it.
+        raise ValueError(
+            "base_url must be http(s)://host:port/v1 without user, password or query: the key "
+            "comes from the environment variable that api_key_env names"
+        )
+
+
 class OpenAIChatBackend(ChatBackend):
     """Asks a server that speaks OpenAI's chat completions.
 
@@ -98,15 +120,7 @@ class OpenAIChatBackend(ChatBackend):
         length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra_body: dict[str, Any] | None = None,
     ) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise ImportError("chat servers need the package openai: pip install 'tenfold[chat]'")
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or "@" in address.netloc or address.query:
-            # The address is not repeated: a password may be in it.
-            raise ValueError(
-                "base_url must be http(s)://host:port/v1 without user, password or query: the key "
-                "comes from the environment variable that api_key_env names"
-            )
+        check_server(base_url, "chat servers")
         self.base_url = base_url
         self.model = model
         self.version = version

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ...chat.openai_server import check_server
 from ...descriptions import Rebuildable
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -176,15 +177,7 @@ class OpenAIImageBackend(ImageBackend):
         max_retries: int = 6,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise ImportError("image servers need the package openai: pip install 'tenfold[chat]'")
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or "@" in address.netloc or address.query:
-            # The address is not repeated: a password may be in it.
-            raise ValueError(
-                "base_url must be http(s)://host:port/v1 without user, password or query: the key "
-                "comes from the environment variable that api_key_env names"
-            )
+        check_server(base_url, "image servers")
         if max_concurrency < 1 or timeout <= 0 or max_retries < 0:
             raise ValueError(
                 f"max_concurrency {max_concurrency}, timeout {timeout}, max_retries {max_retries}: "
