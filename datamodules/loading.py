@@ -16,7 +16,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -24,6 +24,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
 IndexArray = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -332,3 +334,25 @@ def seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
         random.setstate(state[0])
         np.random.set_state(state[1])  # noqa: NPY002
         torch.set_rng_state(state[2])
+
+
+def refuse_other_data(
+    data: LightningDataModule, state_dict: Mapping[str, Any], what: str = "data"
+) -> None:
+    """Compares the hash of a checkpoint's data with that of this data, in `fit`.
+
+    Args:
+        data: Its `state_dict()["data"]` is the hash.
+        state_dict: The checkpoint's.
+        what: The data consist of.
+
+    Raises:
+        ValueError: The data differ, so that the run cannot go on where it stopped.
+    """
+    fitting = data.trainer is not None and data.trainer.state.fn == TrainerFn.FITTING
+    then, here = state_dict["data"], data.state_dict()["data"]
+    if fitting and then != here:
+        raise ValueError(
+            f"the checkpoint was trained with other {what} (SHA-256 {then[:12]}, here "
+            f"{here[:12]}): use the data settings of its run, or load only the weights"
+        )

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ...modules.encoders.encoder import Encoder
-from ..loading import ResumableDataLoader
+from ..loading import ResumableDataLoader, refuse_other_data
 from .examples import CaptionExample, Examples, Split
 from .facts import FactExamples
 from .features import FeatureTable, PixelEncoder
@@ -119,13 +118,7 @@ class ContextualCaptionDataModule(LightningDataModule):
         Raises:
             ValueError: The data differ, so that the run cannot go on where it stopped.
         """
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        here = self.state_dict()["data"]
-        if fitting and state_dict["data"] != here:
-            raise ValueError(
-                f"the checkpoint was trained with other data (SHA-256 {state_dict['data'][:12]}, "
-                f"here {here[:12]}): use the data settings of its run, or load only the weights"
-            )
+        refuse_other_data(self, state_dict)
 
     def _loader(
         self,

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from ...modules.deepicon.representation import IconCodec
-from ..loading import ResumableDataLoader
+from ..loading import ResumableDataLoader, refuse_other_data
 from .dataset import IconAugmentation, IconDataset, PictureFolder, collate_icons
 from .generated import GeneratedIcons
 from .sources import LUCIDE, IconSource
@@ -131,13 +130,7 @@ class IconData(LightningDataModule, ABC):
         Raises:
             ValueError: They differ, so that the run cannot go on where it stopped.
         """
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and state_dict["data"] != self.data_hash:
-            raise ValueError(
-                f"the checkpoint was trained with other icons (SHA-256 {state_dict['data'][:12]}, "
-                f"here {self.data_hash[:12]}): use the data settings of its run, or load only the "
-                "weights"
-            )
+        refuse_other_data(self, state_dict, "icons")
 
     def _loader(self, dataset: Dataset[Any], shuffle: bool = False) -> ResumableDataLoader:
         shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None

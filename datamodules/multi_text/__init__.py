@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from ...modules.image_transforms import evaluation_transform, training_transform
-from ..loading import ResumableDataLoader
+from ..loading import ResumableDataLoader, refuse_other_data
 from .dataset import HeldOutPairs, Texts, TrainingPairs, collate
 from .glyphs import GLYPHS, prepare_glyphs
 from .sources import PairSource, find_shards, open_source
@@ -152,13 +151,7 @@ class MultiTextDataModule(LightningDataModule):
         Raises:
             ValueError: The data differ, so that the run cannot go on where it stopped.
         """
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        then, now = state_dict["data"], self._hash()
-        if fitting and then != now:
-            raise ValueError(
-                f"the checkpoint was trained with other pairs (SHA-256 {then[:12]}, here "
-                f"{now[:12]}): use the data settings of its run, or load only the weights"
-            )
+        refuse_other_data(self, state_dict, "pairs")
 
     def _hash(self) -> str:
         """SHA-256 of names and sizes of the training shards and of what is drawn from them."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +18,7 @@ from ...modules.art2prog.drawing import Renderer, blank_states, to_uint8
 from ...modules.art2prog.language import Program
 from ...modules.art2prog.layers import Picture, execute
 from ...modules.art2prog.vocabulary import BOS, PAD, Vocabulary
-from ..loading import ResumableDataLoader
+from ..loading import ResumableDataLoader, refuse_other_data
 from .files import read_manifest, read_programs, write_programs
 from .pictures import find_pictures, possible_colors, quantized, read_picture
 from .sampler import ProgramSampler, Split, SplitBy
@@ -236,14 +235,7 @@ class ProgramDataModule(LightningDataModule):
         Raises:
             ValueError: The programs differ, so that the run cannot go on where it stopped.
         """
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        here = self.state_dict()["data"]
-        if fitting and state_dict["data"] != here:
-            raise ValueError(
-                f"the checkpoint was trained with other programs (SHA-256"
-                f" {state_dict['data'][:12]}, here {here[:12]}): use the data settings of its run,"
-                " or load only the weights: --init_from"
-            )
+        refuse_other_data(self, state_dict, "programs")
 
 
 class ProgramExamples(Dataset[Example]):

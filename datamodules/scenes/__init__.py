@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
-from ..loading import ResumableDataLoader
+from ..loading import ResumableDataLoader, refuse_other_data
 from .cause_effect import CauseEffectScenes
 from .objects import ObjectScenes
 from .questions import QUESTION_KINDS
@@ -120,13 +119,7 @@ class SceneDataModule(LightningDataModule):
         Raises:
             ValueError: The scenes differ, so that the run cannot go on where it stopped.
         """
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        here = self.state_dict()["data"]
-        if fitting and state_dict["data"] != here:
-            raise ValueError(
-                f"the checkpoint was trained with other scenes (SHA-256 {state_dict['data'][:12]}, "
-                f"here {here[:12]}): use the data settings of its run, or load only the weights"
-            )
+        refuse_other_data(self, state_dict, "scenes")
 
     def _loader(self, split: Split, number: int, shuffle: bool = False) -> ResumableDataLoader:
         shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
