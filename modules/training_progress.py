@@ -4,6 +4,7 @@ What is counted need not be tokens: a module that trains on clouds or images cou
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,7 @@ class TrainingProgress:
         return figure
 
 
-class ProgressModule(LightningModule):
+class ProgressModule(LightningModule, ABC):
     """A LightningModule that counts what it trains on: in checkpoints, with a clock for training.
 
     Attributes:
@@ -148,6 +149,10 @@ class ProgressModule(LightningModule):
     """
 
     progress: TrainingProgress
+
+    @abstractmethod
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the loss of one batch, which `progress` has counted."""
 
     def is_logging_step(self, batch_idx: int) -> bool:
         """Whether the optimizer steps after this batch and the trainer logs that step."""

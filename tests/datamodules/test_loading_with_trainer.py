@@ -10,7 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
-from tenfold.datamodules.loading import ResumableDataLoader
+from lightning.pytorch.trainer.states import TrainerFn
+from tenfold.datamodules.loading import ResumableDataLoader, refuse_other_data
 from torch.utils.data import Dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore", "ignore::UserWarning")
@@ -167,7 +168,7 @@ import json, sys, warnings
 warnings.filterwarnings("ignore")
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from tenfold.datamodules.loading import ResumableDataLoader
+from tenfold.datamodules.loading import ResumableDataLoader, refuse_other_data
 
 class Model(LightningModule):
     def __init__(self):
@@ -216,3 +217,32 @@ def test_two_ranks_train_on_the_batches_of_one_and_validate_each_sample_once(
     # 5 and 4 samples in batches of 2: the rank with more has one larger batch, not one batch more.
     assert ranks[0]["val"] == [[0, 2], [4, 6, 8]] * 2
     assert ranks[1]["val"] == [[1, 3], [5, 7]] * 2
+
+
+class Hashed(Data):
+    """Data with the hash that the test gives them."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__()
+        self.digest = digest
+
+    def state_dict(self) -> dict[str, str]:
+        return {"data": self.digest}
+
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        refuse_other_data(self, state_dict, "pebbles")
+
+
+def test_a_run_does_not_go_on_with_other_data():
+    then = {"data": "a" * 64}
+    Hashed("b" * 64).load_state_dict(then)  # without a trainer nothing goes on
+    data = Hashed("b" * 64)
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.load_state_dict(then)  # nor in a test
+    data.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(
+        ValueError, match=r"trained with other pebbles \(SHA-256 aaaaaaaaaaaa, here b"
+    ):
+        data.load_state_dict(then)
+    data.digest = "a" * 64
+    data.load_state_dict(then)

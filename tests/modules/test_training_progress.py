@@ -1,7 +1,10 @@
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from tenfold.modules import training_progress
-from tenfold.modules.training_progress import TrainingProgress
+from tenfold.modules.training_progress import ProgressModule, TrainingProgress
+from torch import nn
+from torch.utils.data import DataLoader
 
 
 def test_losses_are_averaged_between_logging_steps():
@@ -109,3 +112,60 @@ def test_figure_shows_both_curves():
     assert "nats" in axes.get_ylabel()
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert texts == ["training, last 2.000", "validation, last 2.250"]
+
+
+# In a module, under a Trainer
+
+
+class Counted(ProgressModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.progress = TrainingProgress()
+        self.logged_at = []
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).square().mean()
+        self.progress.step(loss.detach()[None], len(batch))
+        if self.is_logging_step(batch_idx):
+            self.progress.mean_losses()
+            self.logged_at.append((self.trainer.global_step, batch_idx))
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trained(**options):
+    module = Counted()
+    trainer = Trainer(
+        **{"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False},
+        **{"enable_progress_bar": False, "enable_model_summary": False},
+        **options,
+    )
+    trainer.fit(module, DataLoader(torch.ones(7, 2, 1)))
+    return module, trainer
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_accumulated_batches_are_logged_once_for_each_step():
+    """Seven batches, two to a step: the last one steps alone."""
+    module, _ = trained(accumulate_grad_batches=2, log_every_n_steps=1)
+    assert module.logged_at == [(0, 1), (1, 3), (2, 5), (3, 6)]
+    module, _ = trained(accumulate_grad_batches=2, log_every_n_steps=2)
+    assert module.logged_at == [(1, 3), (3, 6)]
+    assert len(module.progress.curves["train"]) == 2
+    assert trained(log_every_n_steps=0)[0].logged_at == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_counts_travel_in_checkpoints_and_may_be_missing():
+    module, _ = trained(log_every_n_steps=1)
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    other = Counted()
+    other.on_load_checkpoint({})
+    assert other.progress.tokens == 0
+    other.on_load_checkpoint(checkpoint)
+    assert other.progress.tokens == module.progress.tokens == 7
+    assert other.progress.curves == module.progress.curves
