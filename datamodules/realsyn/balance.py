@@ -76,12 +76,14 @@ class BalanceSampling:
             decides.
         target_size: Images in all: the largest cap that gives no more, and one more of some.
         seed: Of the draw.
+        with_random: Also writes the folder `random`, as many pairs drawn at random, to compare.
     """
 
     mode: Literal["cap", "bernoulli", "random", "none"] = "cap"
     cap: int | None = 20
     target_size: int | None = None
     seed: int = 0
+    with_random: bool = False
 
     def __post_init__(self) -> None:
         if self.mode in ("cap", "bernoulli") and (self.cap is None) == (self.target_size is None):
@@ -234,6 +236,8 @@ class FilterBand(Task):
 class SelectBalanced(Task):
     """Chooses the images that stay: `kept.npy`, (N,) bool over all, and `summary.json`.
 
+    `random.npy` marks as many that are drawn at random.
+
     Attributes:
         folder: Where to write.
         images: Those in the band.
@@ -262,12 +266,13 @@ class SelectBalanced(Task):
             rows.append(here)
         present = np.concatenate(rows)
         chosen = sample_balanced(clusters[present], hashes[present], self.settings)
-        kept = np.zeros(total, bool)
-        kept[present[chosen]] = True
-        write_array(kept, Path(self.folder) / "kept.npy")
+        by_hash = present[np.argsort(hashes[present], kind="stable")[: int(chosen.sum())]]
+        for name, some in (("kept", present[chosen]), ("random", by_hash)):
+            marked = np.zeros(total, bool)
+            marked[some] = True
+            write_array(marked, Path(self.folder) / f"{name}.npy")
         before = np.bincount(clusters[present], minlength=self.num_clusters)
         after = np.bincount(clusters[present[chosen]], minlength=self.num_clusters)
-        by_hash = present[np.argsort(hashes[present], kind="stable")[: int(chosen.sum())]]
         summary = {
             "before": evenness(before),
             "after": evenness(after),
@@ -279,7 +284,7 @@ class SelectBalanced(Task):
         write_json(Path(self.folder) / "summary.json", summary)
         sizes: Sequence[tuple[str, Ints]] = (("before", before), ("after", after))
         return Stats(
-            counts={"images": int(kept.sum())},
+            counts={"images": int(chosen.sum())},
             reasons={"images": {"more than enough like it": int((~chosen).sum())}},
             histograms={
                 f"images per cluster, {name}": histogram(values, SIZES) for name, values in sizes

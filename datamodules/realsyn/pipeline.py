@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -539,9 +539,7 @@ class Pipeline:
             chosen = {"band": asdict(self.settings.band)}
             finished = self._step("balance/band", band, 1, ["balance/scores"], chosen)
             num_images = finished.stats.counts["images"]
-            images = VectorBlocks(
-                images.vectors, images.blocks, "images", images.rows, f"{band.folder}/kept.npy"
-            )
+            images = replace(images, mask=f"{band.folder}/kept.npy")
             after = [*after, "balance/band"]
         assigned, sizes = self._clusters(
             "balance/clusters", images, num_images, self.settings.image_clusters, after
@@ -555,23 +553,19 @@ class Pipeline:
         )
         chosen = {"balance": asdict(self.settings.balance)}
         self._step("balance/select", select, 1, [assigned], chosen)
-        mask = f"{select.folder}/kept.npy"
-        self._write(
-            VectorBlocks(images.vectors, images.blocks, "images", images.rows, mask),
-            retrieved,
-            scores,
-        )
+        for name, mask in (("pairs", "kept"), ("random", "random")):
+            if name == "pairs" or self.settings.balance.with_random:
+                chosen_images = replace(images, mask=f"{select.folder}/{mask}.npy")
+                self._write_pairs(name, chosen_images, retrieved, scores)
+        self._write_held_out()
 
-    def _write(self, images: VectorBlocks, retrieved: VectorBlocks, scores: str | None) -> None:
+    def _write_pairs(
+        self, name: str, images: VectorBlocks, retrieved: VectorBlocks, scores: str | None
+    ) -> None:
         parts = self.settings.parts
-        metadata = {
-            "num_real": self.settings.retrieval.num_texts,
-            "synthetic": "" if self.fusion is None else self.fusion.label,
-            "encoder": str(self.encoder_identity.get("encoder", "")),
-        }
         rows = [len(images.kept(block)) for block in range(len(images.rows))]
         pairs = WritePairs(
-            self._folder("pairs"),
+            self._folder(name),
             images,
             retrieved,
             self._folder("retrieve/texts"),
@@ -579,20 +573,31 @@ class Pipeline:
             scores,
             rows,
             parts.pairs,
-            metadata,
+            self._metadata(),
         )
         files = -(-sum(rows) // parts.pairs)
-        chosen = {"pairs per file": parts.pairs, "metadata": metadata}
-        self._step("pairs", pairs, files, ["balance/select"], chosen)
+        chosen = {"pairs per file": parts.pairs, "metadata": self._metadata()}
+        self._step(name, pairs, files, ["balance/select"], chosen)
+
+    def _write_held_out(self) -> None:
+        parts = self.settings.parts
         held_out = WriteHeldOut(
             self._folder("held_out"),
             self._folder("extract/pages"),
             self._folder("filter/held_out/images.parquet"),
             parts.pairs,
-            metadata,
+            self._metadata(),
         )
         number = self._done["filter/held_out"].stats.counts["held-out images"]
+        chosen = {"pairs per file": parts.pairs, "metadata": self._metadata()}
         self._step("held_out", held_out, -(-number // parts.pairs), ["filter/held_out"], chosen)
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "num_real": self.settings.retrieval.num_texts,
+            "synthetic": "" if self.fusion is None else self.fusion.label,
+            "encoder": str(self.encoder_identity.get("encoder", "")),
+        }
 
 
 def _equal_parts(number: int, size: int) -> list[int]:

@@ -17,7 +17,7 @@ from tiny_corpus import write_pages
 
 COMMAND = [sys.executable, "-m", "tenfold.recipes.cli", "realsyn"]
 # What comes after the embeddings, and what a user reads.
-RESULTS = ("pairs", "held_out", "balance", "retrieve", "generate", "cluster")
+RESULTS = ("pairs", "random", "held_out", "balance", "retrieve", "generate", "cluster")
 
 
 def recipe(folder: Path, **settings) -> str:
@@ -37,7 +37,7 @@ def recipe(folder: Path, **settings) -> str:
         "sentences": {"min_entropy": 0.05},
         "text_clusters": {"num_clusters": 5},
         "image_clusters": {"num_clusters": 4},
-        "balance": {"mode": "cap", "cap": 8},
+        "balance": {"mode": "cap", "cap": 8, "with_random": True},
         "parts": {"documents": 5, "images": 16, "sentences": 32, "clustered_rows": 20},
         "jobs": 1,
     }
@@ -136,6 +136,17 @@ def test_the_funnel_adds_up(finished):
     recall = json.loads((finished / "out/retrieve/recall/summary.json").read_text())
     assert 0 < recall["retrieval/recall_vs_exact"] <= 1
     assert recall["retrieval/cosine_gap"] >= 0
+
+
+def test_as_many_pairs_are_drawn_at_random_beside_the_balanced_ones(finished):
+    out = finished / "out"
+    balanced, random = (
+        {row["image"]: row["texts"] for row in pq.read_table(out / name).to_pylist()}
+        for name in ("pairs", "random")
+    )
+    assert len(random) == len(balanced)
+    assert random.keys() != balanced.keys()
+    assert all(random[image] == balanced[image] for image in random.keys() & balanced.keys())
 
 
 def test_the_report_shows_the_same_numbers(finished):
