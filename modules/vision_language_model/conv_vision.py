@@ -20,6 +20,8 @@ class ConvVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         image_size: Side of the pictures in pixels, a multiple of `patch_size`.
         patch_size: Pixels per feature: a power of two, 2 or more; each halving is a convolution.
         num_channels: Of the pictures.
+        num_final_layers: Convolutions after the last halving; each lets a feature see two patches
+            farther.
     """
 
     model_type = "conv_vision"
@@ -29,6 +31,7 @@ class ConvVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     image_size: int = 48
     patch_size: int = 8
     num_channels: int = 3
+    num_final_layers: int = 1
 
 
 class ConvVisionModel(PreTrainedModel):
@@ -41,7 +44,8 @@ class ConvVisionModel(PreTrainedModel):
         pixel_values: (N, 3, H, W); returns features (N, H * W / patch_size ** 2, C).
 
     Raises:
-        ValueError: The patch size is no power of two, or does not divide the image size.
+        ValueError: The patch size is no power of two, or does not divide the image size; or there
+            is no final layer.
     """
 
     config_class = ConvVisionConfig
@@ -58,6 +62,11 @@ class ConvVisionModel(PreTrainedModel):
                 f"config.vision_config: patch_size {patch} must be a power of two, 2 or more, that "
                 f"divides image_size {config.image_size}"
             )
+        if config.num_final_layers < 1:
+            raise ValueError(
+                f"config.vision_config: num_final_layers {config.num_final_layers}, expected 1 or "
+                "more"
+            )
         widths = [max(8, width >> (num_blocks - 1 - i)) for i in range(num_blocks)]
         widths[-1] = width
         layers: list[nn.Module] = []
@@ -70,6 +79,12 @@ class ConvVisionModel(PreTrainedModel):
                 nn.MaxPool2d(2),
             ]
             in_channels = out_channels
+        for _ in range(config.num_final_layers - 1):
+            layers += [
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 3, padding=1))
         num_patches = (config.image_size // patch) ** 2
         self.position_embedding = nn.Embedding(num_patches, width)

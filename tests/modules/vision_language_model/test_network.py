@@ -12,6 +12,7 @@ from tenfold.modules.vision_language_model import (
     image_features,
     with_features,
 )
+from tenfold.modules.vision_language_model.conv_vision import ConvVisionConfig, ConvVisionModel
 from tiny_vlm import CONFIGS, VOCABULARY, build
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -230,6 +231,26 @@ def test_a_patch_size_that_is_no_power_of_two_is_refused():
         VisionLanguageModel(
             config=CONFIGS["conv"] | {"vision_config": vision}, vocabulary=VOCABULARY
         ).configure_model()
+
+
+@pytest.mark.parametrize(("num_final_layers", "margin"), [(1, 2), (3, 4)])
+def test_each_final_layer_sees_a_patch_farther_on_every_side(num_final_layers, margin):
+    config = ConvVisionConfig(
+        hidden_size=8, image_size=64, patch_size=4, num_final_layers=num_final_layers
+    )
+    model = ConvVisionModel(config).double().eval()
+    pixels = torch.rand(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    features = model(pixels).last_hidden_state[0].view(16, 16, 8)
+    (gradient,) = torch.autograd.grad(features[8, 8].square().sum(), pixels)
+    patches = gradient[0].abs().sum(dim=0).view(16, 4, 16, 4).sum(dim=(1, 3))
+    for axis in (0, 1):
+        reached = patches.sum(dim=axis).nonzero()[:, 0]
+        assert (reached.min(), reached.max()) == (8 - margin, 8 + margin)
+
+
+def test_a_vision_tower_without_a_final_layer_is_refused():
+    with pytest.raises(ValueError, match="num_final_layers 0, expected 1 or more"):
+        ConvVisionModel(ConvVisionConfig(num_final_layers=0))
 
 
 @pytest.mark.parametrize("is_loaded", [False, True])
