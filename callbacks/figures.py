@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..modules.files import atomic_write
 
 
 class FigureWriter(Callback):
-    """Writes what `figures()` returns to `figures/<name>.png` and to TensorBoard.
+    """Writes what `figures()` returns to `figures/<name>.png` and to TensorBoard, W&B or MLflow.
 
     A module or a callback opts in with a method `figures() -> dict[str, Figure | Tensor]`; tensors
     are images of shape (3, H, W) or (1, H, W), float in [0, 1] or uint8. Drawn when a command ends,
@@ -48,14 +48,23 @@ class FigureWriter(Callback):
         offers = [getattr(owner, "figures", None) for owner in owners]
         figures = {name: figure for offer in offers if offer for name, figure in offer().items()}
         for name, figure in figures.items():
-            self._save(Path(trainer.default_root_dir) / "figures" / f"{name}.png", figure)
+            path = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
+            self._save(path, figure)
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    if isinstance(figure, Tensor):
-                        logger.experiment.add_image(name, figure, trainer.global_step)
-                    else:
-                        logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+                self._log(logger, name, figure, path, trainer.global_step)
         self._last_drawn = time.monotonic()
+
+    @staticmethod
+    def _log(logger: Logger, name: str, figure: Any, path: Path, step: int) -> None:
+        match logger:
+            case TensorBoardLogger() if isinstance(figure, Tensor):
+                logger.experiment.add_image(name, figure, step)
+            case TensorBoardLogger():
+                logger.experiment.add_figure(name, figure, step, close=False)
+            case WandbLogger():
+                logger.log_image(f"figures/{name}", [str(path)])
+            case MLFlowLogger():
+                logger.experiment.log_artifact(logger.run_id, str(path), "figures")
 
     @staticmethod
     def _save(path: Path, figure: Any) -> None:

@@ -37,12 +37,15 @@ def find_user_error(error: BaseException) -> BaseException | None:
 
     By house rule such errors are ValueErrors (or OSErrors and ImportErrors with a message of
     their own) raised in our own code. One raised in a constructor arrives inside jsonargparse's
-    own error, and is taken out of it. None for one raised elsewhere: a defect.
+    own error, and is taken out of it. So does a package that Lightning misses. None for one raised
+    elsewhere: a defect.
     """
     kinds = (ValueError, FileExistsError, FileNotFoundError, ImportError)
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     origin = frames[-1].f_globals.get("__name__", "") if frames else ""
     if isinstance(error, kinds) and origin.startswith("tenfold."):
+        return error
+    if isinstance(error, ImportError) and str(error).startswith("Requirement "):
         return error
     if origin.startswith("jsonargparse.") and error.__cause__ is not None:
         return find_user_error(error.__cause__)

@@ -104,6 +104,34 @@ def test_csv_overlay_writes_into_the_run_directory(project):
     assert "val/loss" in metrics.read_text().splitlines()[0]
 
 
+@pytest.mark.slow
+def test_wandb_overlay_keeps_curves_and_figures_in_the_run_directory(project, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    fit = ["fit", "--config", "language_model/quickstart", "--config", "overlays/wandb"]
+    short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    assert main([*fit, *short, "--run_dir", "run"]) == 0
+    (files,) = Path("run/wandb").glob("offline-run-*")
+    assert list(files.glob("*.wandb"))
+    assert list(files.glob("files/media/images/figures/loss_*.png"))
+
+
+@pytest.mark.slow
+def test_mlflow_overlay_keeps_curves_and_figures(project):
+    import mlflow
+
+    fit = ["fit", "--config", "language_model/quickstart", "--config", "overlays/mlflow"]
+    short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    assert main([*fit, *short, "--run_dir", "run"]) == 0
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    experiment = client.get_experiment_by_name("tenfold")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == "run"
+    metrics = json.loads(Path("run/metrics.json").read_text())["fit"]
+    assert found.data.metrics["val/loss"] == pytest.approx(metrics["val/loss"])
+    (picture,) = client.list_artifacts(found.info.run_id, "figures")
+    assert picture.path == "figures/loss.png"
+
+
 def test_init_from_takes_the_weights_and_nothing_else(project, capsys):
     assert main(["fit", "--config", "recipe.yaml", "--run_dir", "a"]) == 0
     start = ["fit", "--config", "recipe.yaml", "--init_from", "a/checkpoints/last.ckpt"]
