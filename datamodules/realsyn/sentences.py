@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import regex
 from .extras import require
 from .tables import Verdict, split_by_reason
 
+LEARNED_AT_ONCE = 100  # paragraphs
 _WORDS = re.compile(r"[^\W_]+")
 _URL = re.compile(r"\b(?:https?|ftp)://|\bwww\.\w", re.IGNORECASE)
 # Shown as a picture by default, or asked to be: not (c), digits or arrows as they stand in texts.
@@ -102,8 +104,9 @@ def learn_splitter(paragraphs: Iterable[str]) -> str:
     punkt = require("nltk.tokenize.punkt", "nltk")
     trainer = punkt.PunktTrainer()
     trainer.INCLUDE_ALL_COLLOCS = True
-    for paragraph in paragraphs:
-        trainer.train(paragraph, finalize=False)
+    texts = iter(paragraphs)
+    while some := list(islice(texts, LEARNED_AT_ONCE)):  # each call looks for abbreviations anew
+        trainer.train("\n\n".join(some), finalize=False)
     trainer.finalize_training()
     learned = trainer.get_params()
     return json.dumps(

@@ -64,7 +64,7 @@ class Settings:
     seed: int = 0
     held_out: float = 0.0
     strict: bool = False
-    splitter_characters: int = 5_000_000
+    splitter_characters: int = 2_000_000
     images: ImageFilter = field(default_factory=ImageFilter)
     sentences: SentenceFilter = field(default_factory=SentenceFilter)
     duplicate_images: DuplicateFilter = field(default_factory=DuplicateFilter)

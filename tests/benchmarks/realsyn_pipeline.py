@@ -22,9 +22,6 @@ from jsonargparse import auto_cli
 from tenfold.datamodules.realsyn import HtmlFolder, LocalExecutor, Pipeline, Settings
 from tenfold.datamodules.realsyn.clustering import Clustering
 from tenfold.datamodules.realsyn.settings import PartSizes
-from tenfold.modules.encoders import CorpusEncoder
-from tenfold.modules.text_fusion import TemplateFusion
-from tenfold.recipes.realsyn_build import make_item
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from tiny_corpus import write_pages
@@ -52,6 +49,11 @@ class Peaks:
 
 def run(root: Path, out: Path, last: str, processes: int, peaks: Peaks | None = None) -> float:
     """Runs a pipeline; returns the seconds it took."""
+    # Worker processes import this file anew, and need no torch to read pages.
+    from tenfold.modules.encoders import CorpusEncoder
+    from tenfold.modules.text_fusion import TemplateFusion
+    from tenfold.recipes.realsyn_build import make_item
+
     settings = Settings(
         parts=PartSizes(documents=16, images=128, sentences=1024, clustered_rows=2000),
         text_clusters=Clustering(num_clusters=32, max_points=4096),
