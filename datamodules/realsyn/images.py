@@ -81,6 +81,33 @@ def decode_image(data: bytes, max_pixels: int = ImageFilter.max_pixels) -> Image
         raise ValueError(f"broken image: {' '.join(str(error).split())}") from error
 
 
+def shrunk_image(data: bytes, side: int, max_pixels: int = ImageFilter.max_pixels) -> bytes:
+    """Encodes an image anew so that its shorter side has `side` pixels; a smaller one is kept.
+
+    JPEG stays JPEG, of quality 95; all others become PNG.
+
+    Args:
+        data: An encoded image.
+        side: Pixels.
+        max_pixels: As of `decode_image`.
+
+    Raises:
+        ValueError: As of `decode_image`.
+    """
+    image = decode_image(data, max_pixels)
+    scale = side / min(image.size)
+    if scale >= 1:
+        return data
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    small = image.resize((width, height), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    if data.startswith(b"\xff\xd8"):
+        small.save(encoded, "JPEG", quality=95)
+    else:
+        small.save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def _stretched(image: Image.Image) -> Image.Image:
     """A grey image of more than 8 bits, its range made 0 to 255: `convert` would cut it off."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))

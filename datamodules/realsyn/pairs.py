@@ -11,6 +11,7 @@ import pyarrow as pa
 from .blocks import image_bytes, locate
 from .embedding import VectorBlocks
 from .extraction import part
+from .images import ImageFilter, shrunk_image
 from .steps import Stats, Task
 from .tables import canonical_json, hash64, read_table, write_table
 
@@ -44,6 +45,27 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(json.loads(found))
 
 
+@dataclass(frozen=True)
+class PairImages:
+    """How the images of pairs are written.
+
+    Attributes:
+        side: Shorter side in pixels of images that are larger; None: as they were found. Training
+            decodes each image at each step, and small ones many times faster.
+        max_pixels: Largest image that is decoded.
+    """
+
+    side: int | None = None
+    max_pixels: int = ImageFilter.max_pixels
+
+    def __call__(self, images: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+        """Returns encoded images as they shall be written."""
+        if self.side is None:
+            return images
+        side, limit = self.side, self.max_pixels
+        return pa.array([shrunk_image(x, side, limit) for x in images.to_pylist()], pa.binary())
+
+
 @dataclass
 class WritePairs(Task):
     """Writes a file of pairs: each image with its real sentences and the synthetic text.
@@ -58,6 +80,7 @@ class WritePairs(Task):
         rows: Images of each block that are left.
         rows_per_file: Pairs of a file.
         metadata: Written into each file.
+        written: How images are written.
     """
 
     folder: str
@@ -69,6 +92,7 @@ class WritePairs(Task):
     rows: Sequence[int]
     rows_per_file: int
     metadata: Mapping[str, Any]
+    written: PairImages = PairImages()
 
     def __call__(self, task: int) -> Stats:
         """See `Work`."""
@@ -110,7 +134,8 @@ class WritePairs(Task):
             scores = [[*real, 0.0] for real in scores]
         return pa.table(
             {
-                **{name: table[name] for name in ("id", "image")},
+                "id": table["id"],
+                "image": self.written(table["image"]),
                 "texts": pa.array(texts, pa.list_(pa.string())),
                 **{name: table[name] for name in ("document", "source", "alt", "nearest")},
                 "scores": pa.array(scores, pa.list_(pa.float32())),
@@ -130,6 +155,7 @@ class WriteHeldOut(Task):
         held_out: File of `CollectHeldOut`.
         rows_per_file: Images of a file.
         metadata: Written into each file.
+        written: How images are written.
     """
 
     folder: str
@@ -137,6 +163,7 @@ class WriteHeldOut(Task):
     held_out: str
     rows_per_file: int
     metadata: Mapping[str, Any]
+    written: PairImages = PairImages()
 
     def __call__(self, task: int) -> Stats:
         """See `Work`."""
@@ -146,7 +173,7 @@ class WriteHeldOut(Task):
         written = pa.table(
             {
                 "id": table["id"],
-                "image": image_bytes(self.pages, table),
+                "image": self.written(image_bytes(self.pages, table)),
                 "texts": pa.array([[alt] if alt else [] for alt in alts], pa.list_(pa.string())),
                 **{name: table[name] for name in ("document", "source", "alt", "nearest")},
                 "scores": pa.array([[] for _ in alts], pa.list_(pa.float32())),

@@ -36,7 +36,7 @@ from .filtering import (
 )
 from .generation import Captioner, Fusion, MineTags, WriteTexts
 from .learning import LearnEncoder, Learner
-from .pairs import WriteHeldOut, WritePairs
+from .pairs import PairImages, WriteHeldOut, WritePairs
 from .recall import MeasureRecall, SampleImages, SearchExactly
 from .searching import CollectTexts, CountUses, ProbeBlock, SearchClusters
 from .settings import Settings
@@ -574,10 +574,10 @@ class Pipeline:
             rows,
             parts.pairs,
             self._metadata(),
+            self._pair_images(),
         )
         files = -(-sum(rows) // parts.pairs)
-        chosen = {"pairs per file": parts.pairs, "metadata": self._metadata()}
-        self._step(name, pairs, files, ["balance/select"], chosen)
+        self._step(name, pairs, files, ["balance/select"], self._pair_settings())
 
     def _write_held_out(self) -> None:
         parts = self.settings.parts
@@ -587,10 +587,21 @@ class Pipeline:
             self._folder("filter/held_out/images.parquet"),
             parts.pairs,
             self._metadata(),
+            self._pair_images(),
         )
         number = self._done["filter/held_out"].stats.counts["held-out images"]
-        chosen = {"pairs per file": parts.pairs, "metadata": self._metadata()}
-        self._step("held_out", held_out, -(-number // parts.pairs), ["filter/held_out"], chosen)
+        files = -(-number // parts.pairs)
+        self._step("held_out", held_out, files, ["filter/held_out"], self._pair_settings())
+
+    def _pair_images(self) -> PairImages:
+        return PairImages(self.settings.pair_side, self.settings.images.max_pixels)
+
+    def _pair_settings(self) -> dict[str, Any]:
+        return {
+            "pairs per file": self.settings.parts.pairs,
+            "pair_side": self.settings.pair_side,
+            "metadata": self._metadata(),
+        }
 
     def _metadata(self) -> dict[str, Any]:
         return {

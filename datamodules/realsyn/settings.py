@@ -56,6 +56,8 @@ class Settings:
         band: Similarity of an image and its synthetic text.
         image_clusters: Of the images, for balance.
         balance: How many images of a cluster stay.
+        pair_side: Shorter side in pixels of the pairs' images, where they are larger; null: they
+            are written as they were found. Training decodes small ones many times faster.
         learned_texts: Texts that an encoder learns from, if it learns.
         learned_images: Images likewise.
         parts: How work is divided.
@@ -77,6 +79,7 @@ class Settings:
     band: SimilarityBand = field(default_factory=SimilarityBand)
     image_clusters: Clustering = field(default_factory=lambda: Clustering(rows_per_cluster=168))
     balance: BalanceSampling = field(default_factory=BalanceSampling)
+    pair_side: int | None = None
     learned_texts: int = 200_000
     learned_images: int = 20_000
     parts: PartSizes = field(default_factory=PartSizes)
@@ -86,3 +89,5 @@ class Settings:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out}")
         if self.seed < 0 or min(self.splitter_characters, self.learned_texts) < 1:
             raise ValueError("seed must be 0 or more, splitter_characters and learned_texts 1")
+        if self.pair_side is not None and self.pair_side < 1:
+            raise ValueError(f"pair_side must be 1 or more, got {self.pair_side}")

@@ -1,8 +1,10 @@
 """`tenfold realsyn`, from pages to pairs: whole runs, kills, other numbers of processes."""
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from tenfold.recipes.cli import main
 from tiny_corpus import write_pages
 
@@ -147,6 +150,19 @@ def test_as_many_pairs_are_drawn_at_random_beside_the_balanced_ones(finished):
     assert len(random) == len(balanced)
     assert random.keys() != balanced.keys()
     assert all(random[image] == balanced[image] for image in random.keys() & balanced.keys())
+
+
+def test_images_of_pairs_are_written_small_where_that_is_asked_for(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    before = pq.read_table(out / "pairs").to_pylist()
+    changed = recipe(tmp_path, pair_side=50)
+    assert main(["realsyn", "all", "--config", changed, "--overwrite"]) == 0
+    for name, rows in (("pairs", before), ("random", None), ("held_out", None)):
+        found = pq.read_table(out / name).to_pylist()
+        assert {min(Image.open(io.BytesIO(row["image"])).size) for row in found} == {50}
+        if rows is not None:
+            assert [row | {"image": b""} for row in found] == [row | {"image": b""} for row in rows]
 
 
 def test_the_report_shows_the_same_numbers(finished):

@@ -14,6 +14,7 @@ from tenfold.datamodules.realsyn.images import (
     decode_image,
     filter_images,
     perceptual_hash,
+    shrunk_image,
 )
 
 
@@ -114,3 +115,29 @@ def test_the_hash_of_a_rescaled_image_is_near_and_that_of_another_far():
 def test_senseless_limits_are_refused(option):
     with pytest.raises(ValueError, match="must be 1 or more"):
         ImageFilter(**{option: 0})
+
+
+@given(st.integers(2, 60), st.integers(2, 60), st.integers(1, 40), st.sampled_from(["PNG", "JPEG"]))
+def test_a_shrunk_image_has_the_shorter_side_and_shows_the_same(width, height, side, kind):
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    image = Image.fromarray(np.stack([x, y, x], axis=-1).astype(np.uint8))
+    data = encoded(image, kind)
+    small = shrunk_image(data, side)
+    if side >= min(width, height):
+        assert small == data
+        return
+    shown = Image.open(io.BytesIO(small))
+    assert shown.format == kind
+    assert min(shown.size) == side
+    assert abs(max(shown.size) - side * max(width, height) / min(width, height)) <= 0.5
+    difference = np.asarray(decode_image(small), float).mean() - np.asarray(image, float).mean()
+    assert abs(difference) < 4  # of 255
+
+
+def test_a_shrunk_image_is_upright_and_on_white():
+    clear = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    shown = Image.open(io.BytesIO(shrunk_image(encoded(clear, exif=exif), 10)))
+    assert shown.size == (10, 20)
+    assert shown.getpixel((5, 5)) == (255, 255, 255)
