@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tenfold.recipes.cli import main
 
 FEW = ["--data.pairs.num_test=3", "--model.backend.num_test=3", "--data.circular=true"]
@@ -30,6 +31,18 @@ def test_a_run_is_scored_again_and_shown_without_a_model(project):
     assert all(Path("run", name).exists() for row in rows for name in row["pictures"])
     assert main([*test, "--overwrite"]) == 0
     assert len(Path("run/answers/rank-00000.jsonl").read_text().splitlines()) == asked
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(project, tenfold):
+    test = ["test", "--config", "mucr/offline", *FEW]
+    assert main([*test, "--run_dir=one"]) == 0
+    both = tenfold(*test, "--config", "overlays/ddp", "--trainer.devices=2", "--run_dir=two")
+    assert both.returncode == 0, both.stderr
+    one, two = (Path(run, "predictions.jsonl").read_text().splitlines() for run in ("one", "two"))
+    assert sorted(map(str, map(json.loads, one))) == sorted(map(str, map(json.loads, two)))
+    scores = [json.loads(Path(run, "scores.json").read_text()) for run in ("one", "two")]
+    assert scores[0] == scores[1]
 
 
 def test_predictions_are_rows(project):
