@@ -553,10 +553,12 @@ class Pipeline:
         )
         chosen = {"balance": asdict(self.settings.balance)}
         self._step("balance/select", select, 1, [assigned], chosen)
-        for name, mask in (("pairs", "kept"), ("random", "random")):
-            if name == "pairs" or self.settings.balance.with_random:
-                chosen_images = replace(images, mask=f"{select.folder}/{mask}.npy")
-                self._write_pairs(name, chosen_images, retrieved, scores)
+        masks = {"pairs": "kept"}
+        if self.settings.balance.with_random:
+            masks["random"] = "random"
+        for name, mask in masks.items():
+            marked = replace(images, mask=f"{select.folder}/{mask}.npy")
+            self._write_pairs(name, marked, retrieved, scores)
         self._write_held_out()
 
     def _write_pairs(
