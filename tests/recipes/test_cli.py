@@ -104,6 +104,14 @@ def test_csv_overlay_writes_into_the_run_directory(project):
     assert "val/loss" in metrics.read_text().splitlines()[0]
 
 
+def test_a_package_that_a_logger_misses_is_one_line(project, capsys):
+    fit = ["fit", "--config", "recipe.yaml", "--trainer.logger", "CometLogger"]
+    assert main([*fit, "--run_dir", "run"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Requirement 'comet-ml")
+    assert "pip install" in error
+
+
 @pytest.mark.slow
 def test_wandb_overlay_keeps_curves_and_figures_in_the_run_directory(project, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
