@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all test-slurm lint types docs wheel-check release-check clean
+.PHONY: quickstart test test-all test-slurm bench lint types docs wheel-check release-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/tenfold fit --config language_model/quickstart
@@ -19,6 +19,10 @@ test-slurm: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not slurm and not browser"
+
+# tests/benchmarks/RESULTS.md: about half an hour on 2 idle cores, and 5 GB in /tmp for a while.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/run_all.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

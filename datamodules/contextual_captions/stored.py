@@ -22,8 +22,10 @@ from .phrases import MIN_CONTEXT, key_phrases, sample_highlights, shared_words
 log = logging.getLogger(__name__)
 
 Given = Literal["own", "phrases", "both", "none"]
-FORMAT = 1
+Targets = Literal["captions", "caption_sentences", "text_sentences"]
+FORMAT = 2
 NUM_OWN = 5
+NUM_AROUND = 3
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")
 
 
@@ -40,8 +42,12 @@ class PageExamples(Examples):
             where the source has no splits of its own.
         test_fraction: Likewise for testing.
         min_caption_words: Shorter captions are left out.
-        caption_sentences: Whether each sentence of 4 to 30 words of a caption is a caption, at
-            most three of a figure: shorter targets, and several for one image.
+        targets: What is to be written. "captions"; "caption_sentences", each sentence of 4 to 30
+            words of a caption, at most three of a figure: shorter, and several for one image;
+            "text_sentences", each such sentence of a section with a figure, its context being
+            itself with the three sentences before and after. That is a warm-up: there are many
+            more of them, and all their words are there to be highlighted, so that a model learns
+            to write what it is told to.
         require_text: Whether figures of sections without text are left out.
         missing_image: Whether a figure without a file is left out ("skip") or kept, black.
         highlights: Of validation and test: "own", up to five words that the caption shares with
@@ -63,7 +69,7 @@ class PageExamples(Examples):
         val_fraction: float = 0.05,
         test_fraction: float = 0.1,
         min_caption_words: int = 1,
-        caption_sentences: bool = False,
+        targets: Targets = "captions",
         require_text: bool = True,
         missing_image: Literal["skip", "black"] = "skip",
         highlights: Given = "both",
@@ -79,7 +85,8 @@ class PageExamples(Examples):
             raise ValueError("num_highlights and num_phrases must be 1 or more")
         self.source = source
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.min_caption_words, self.caption_sentences = min_caption_words, caption_sentences
+        self.min_caption_words = min_caption_words
+        self.targets: Targets = targets
         self.require_text, self.missing_image = require_text, missing_image
         self.highlights: Given = highlights
         self.num_highlights, self.num_phrases = num_highlights, num_phrases
@@ -151,31 +158,39 @@ class PageExamples(Examples):
                     writer.missing.append(str(self.source.image_file(figure.path)))
                     continue
                 siblings = (f for k, f in enumerate(section.figures) if k != number)
-                captions = self._captions(figure.caption)
-                for part, caption in enumerate(captions):
+                of_text = self.targets == "text_sentences"
+                for part, (caption, text) in enumerate(self._pairs(figure.caption, section.text)):
                     name = f"{page.name}#{place}.{number}" + (f".{part}" if part else "")
-                    given = self._highlights(page, section.title, section.text, caption, writer)
+                    given = self._highlights(page, section.title, text, caption, writer)
                     example = CaptionExample(
                         id=name,
                         caption=caption,
                         image=-1,
                         page_title=page.title,
                         section_title=section.title,
-                        section_text=section.text,
+                        section_text=text,
                         other_captions=tuple(f.caption for f in siblings if f.caption),
                         group=group,
                         highlights=() if split == "train" else tuple(h for h, _ in given),
                         references=() if split == "train" else tuple(r for _, r in given),
                         page_url=page.url,
-                        other_sections=others,
+                        other_sections=() if of_text else others,
                     )
                     yield split, example, figure.path
+                if of_text:
+                    break  # one figure stands for the section
 
-    def _captions(self, caption: str) -> list[str]:
-        if not self.caption_sentences:
-            return [caption]
-        sentences = SENTENCE_END.split(caption)
-        return [s for s in sentences if 4 <= len(s.split()) <= 30][:3]
+    def _pairs(self, caption: str, text: str) -> Iterator[tuple[str, str]]:
+        """Yields what is to be written, with the text of its section."""
+        if self.targets == "captions":
+            yield caption, text
+            return
+        of_text = self.targets == "text_sentences"
+        sentences = SENTENCE_END.split(text if of_text else caption)
+        chosen = [k for k, s in enumerate(sentences) if 4 <= len(s.split()) <= 30]
+        for k in chosen if of_text else chosen[:3]:
+            around = " ".join(sentences[max(0, k - NUM_AROUND) : k + NUM_AROUND + 1])
+            yield sentences[k], around if of_text else text
 
     def _highlights(
         self, page: Page, title: str, text: str, caption: str, writer: "_Writer"

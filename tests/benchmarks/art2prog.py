@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import yaml
 from jsonargparse import auto_cli
 from PIL import Image
+from report import ratio
 from tenfold.datamodules.programs import ProgramDataModule, ProgramSampler
 from tenfold.modules.art2prog import Art2Prog, Language
 from tenfold.modules.art2prog.drawing import Renderer
@@ -83,6 +84,10 @@ def print_costs(layer_probs: tuple[float, ...]) -> None:
     for name, taken in rows.items():
         print(f"| {name} | {taken / BATCH:.2f} | {taken / step:.2f} |")
     print()
+    data_time = sum(rows.values()) - step
+    ratio(
+        f"programs, pictures and states / step, up to {len(layer_probs)} layers", data_time / step
+    )
 
 
 def traced(image: Tensor) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import trimesh
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.datamodules.corruptions import MESH_FREE, CorruptedClouds
 from tenfold.datamodules.corruptions.files import write_suite
 from tenfold.modules.corruption_names import NEEDS_MESH, POINTCLOUD_C, SEVERITIES
@@ -109,6 +110,8 @@ def main(shapes: int = 200, jobs: list[int] | None = None, rounds: int = 3) -> N
                 f"suite, {number} processes: {clouds / statistics.median(found):8,.0f} clouds/s, "
                 f"{statistics.median(ratios):.2f} times one process"
             )
+            if number > 1:
+                ratio(f"clouds/s of the suite, {number} processes / 1", statistics.median(ratios))
 
 
 if __name__ == "__main__":

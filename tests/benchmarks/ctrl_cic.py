@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.datamodules.contextual_captions import ContextualCaptionDataModule, FactExamples
 from tenfold.modules.ctrl_cic import (
     CtrlCIC,
@@ -92,6 +93,9 @@ def main(repeats: int = 15, threads: int = 1) -> None:
         f"captions/s: {timed[64]:.1f} in a batch of 64, {timed[1]:.1f} one by one: "
         f"{timed[64] / timed[1]:.1f} x"
     )
+    for name in [name for name in seconds if name != "none"]:
+        ratio(f"CPU time of a step per token, {name} / none", per_token[name] / per_token["none"])
+    ratio("captions per CPU second, 64 in a batch / one by one", timed[64] / timed[1])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.datamodules.icons import GeneratedIconDataModule, GeneratedIcons
 from tenfold.modules.deepicon import (
     ConvIconEncoder,
@@ -93,6 +94,10 @@ def main(threads: int = 1, batch: int = 32, repeats: int = 5) -> None:
         for seconds in (decoding, training):
             parts += [f"{batch / seconds[name]:.1f}", f"{seconds['flat'] / seconds[name]:.2f}"]
         print(f"| {' | '.join(parts)} |")
+    print()
+    for name in [name for name in models if name != "flat"]:
+        ratio(f"icons/s of decoding, {name} / flat", decoding["flat"] / decoding[name])
+        ratio(f"icons/s of training, {name} / flat", training["flat"] / training[name])
 
 
 if __name__ == "__main__":

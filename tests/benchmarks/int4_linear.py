@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.kernels.int4 import dequantize_int4, int4_linear, pack_int4
 from torch import Tensor
 
@@ -60,8 +61,8 @@ def time_on_cpu(function: Callable[[], Tensor], rounds: int = 20) -> float:
 
 def compare(
     num_rows: int, out_features: int, in_features: int, group_size: int, device: str
-) -> str:
-    """Returns a line of the table."""
+) -> float:
+    """Prints a line of the table; returns its ratio."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     timed = time_on_gpu if device == "cuda" else time_on_cpu
     packed, scale = random_weight(out_features, in_features, group_size, device, dtype)
@@ -73,10 +74,12 @@ def compare(
     dequantised = timed(lambda: F.linear(x, dequantize_int4(packed, scale, dtype)))
     size = weight.element_size()
     floor = size / (0.5 + size / group_size)
-    return (
+    print(
         f"| {num_rows} | {out_features} | {in_features} | {group_size} | {plain:.1f} | {ours:.1f}"
-        f" | {plain / ours:.2f} | {floor:.2f} | {plain / dequantised:.2f} |"
+        f" | {plain / ours:.2f} | {floor:.2f} | {plain / dequantised:.2f} |",
+        flush=True,
     )
+    return plain / ours
 
 
 def main(num_rows: list[int] | None = None, group_sizes: list[int] | None = None) -> None:
@@ -97,13 +100,22 @@ def main(num_rows: list[int] | None = None, group_sizes: list[int] | None = None
     print(HEADER)
     print("|" + " ---: |" * (HEADER.count("|") - 1))
     if not torch.cuda.is_available():
-        print(compare(8, 768, 768, 128, "cpu"))
+        faster = compare(8, 768, 768, 128, "cpu")
+        print()
+        ratio("time on cpu, F.linear / int4_linear, 8 rows, 768 x 768, G 128", faster)
         return
+    ratios: dict[int, list[float]] = {}
     for out_features, in_features in SHAPES:
         for group_size in (32, 128, 0) if group_sizes is None else group_sizes:
             for rows in (1, 8, 32, 8192) if num_rows is None else num_rows:
                 group = group_size or in_features
-                print(compare(rows, out_features, in_features, group, "cuda"), flush=True)
+                faster = compare(rows, out_features, in_features, group, "cuda")
+                ratios.setdefault(rows, []).append(faster)
+    print()
+    for rows, found in ratios.items():
+        name = f"time on cuda, F.linear / int4_linear, {rows} rows"
+        ratio(f"{name}, median of {len(found)} shapes and groups", statistics.median(found))
+        ratio(f"{name}, least of them", min(found))
 
 
 if __name__ == "__main__":

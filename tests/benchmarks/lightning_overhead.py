@@ -24,6 +24,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
+from report import ratio
 from tenfold.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoint
 from tenfold.callbacks.figures import FigureWriter
 from tenfold.callbacks.progress_lines import ProgressLines
@@ -172,14 +173,18 @@ def main(rounds: int = 5, num_steps: int = 40, batch_size: int = 16, num_threads
         speeds = [num_tokens / watch.wall for watch in watches]
         print(f"{name:12}{statistics.median(speeds):10.0f}{min(speeds):10.0f}{max(speeds):10.0f}")
     print(f"{'reading':12}{reading:10.0f}")
+    medians = {}
     for clock in ("wall", "cpu"):
         pairs = zip(runs["plain"], runs["lightning"], strict=True)
         ratios = [getattr(plain, clock) / getattr(ours, clock) for plain, ours in pairs]
         spread = statistics.stdev(ratios) if rounds > 1 else float("nan")
-        median = statistics.median(ratios)
+        medians[clock] = median = statistics.median(ratios)
         print(f"lightning / plain, {clock:4} time {median:7.3f}  sd {spread:.3f}, {rounds} rounds")
     plain_speed = statistics.median(num_tokens / watch.wall for watch in runs["plain"])
     print(f"reading / plain {reading / plain_speed:21.0f}")
+    ratio("tokens/s, Lightning / plain loop", medians["wall"], at_least=0.95)
+    ratio("tokens per CPU second, Lightning / plain loop", medians["cpu"])
+    ratio("tokens/s, reading alone / plain loop", reading / plain_speed, at_least=20)
 
 
 if __name__ == "__main__":

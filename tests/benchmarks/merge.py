@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import auto_cli
+from report import ratio
 from safetensors.torch import load_file
 from tenfold.modules.checkpoint_files import ShardedWriting, TensorSpec, write_safetensors_folder
 from transformers import LlamaConfig
@@ -194,6 +195,11 @@ def compare(
         )
     if mergekit:
         print(f"largest difference of the outputs: {largest_difference(ours, theirs):.2f} bf16 ulp")
+    print()
+    for name in [name for name in commands if name != "tenfold"]:
+        ratio(f"seconds, {name} / tenfold merge", median[name] / median["tenfold"])
+        if name != "cat":  # it keeps nothing
+            ratio(f"peak memory, {name} / tenfold merge", top[name] / top["tenfold"])
 
 
 def tabulate_memory(folder: Path, counts: Sequence[int], sizes: Sequence[float]) -> None:

@@ -16,6 +16,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
+from report import ratio
 from tenfold.datamodules.mucr import CausalQuestions, SyntheticMuCRDataModule
 from tenfold.modules.chat import OpenAIChatBackend
 from tenfold.modules.mucr import MuCRModule, SiameseMatcher
@@ -69,7 +70,9 @@ def matcher() -> None:
         model._losses(model._outputs(batch), batch["asked"]).mean().backward()
 
     step()
-    print(f"matcher: a step takes {seconds(step) / drawing:.2f} of drawing its 12 groups")
+    share = seconds(step) / drawing
+    print(f"matcher: a step takes {share:.2f} of drawing its 12 groups")
+    ratio("time, step of the matcher / drawing its groups", share)
 
 
 def questions() -> None:
@@ -91,13 +94,16 @@ def questions() -> None:
     together = seconds(lambda: ask("multi_image", plain), 2)
     alone = seconds(lambda: ask("multi_image", plain, 1), 1)
     print(f"asking: 64 in flight are {alone / together:.1f} times as fast as one by one")
+    ratio("questions/s, 64 in flight / one by one", alone / together)
     server.size = 0
     ask("multi_image", plain)
     several, server.size = server.size, 0
     ask("composite", plain)
     print(f"bytes: five pictures travel as {several / server.size:.2f} of one composite image")
-    ratio = len(items(circular=True)) / len(plain)
-    print(f"circular: {ratio:.0f} questions for one")
+    ratio("bytes, five pictures / one composite image", several / server.size)
+    times_as_many = len(items(circular=True)) / len(plain)
+    print(f"circular: {times_as_many:.0f} questions for one")
+    ratio("questions asked, circular / plain", times_as_many)
     server.shutdown()
 
 

@@ -14,6 +14,7 @@ import time
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.modules.point_cloud import PointCloudClassifier, PointNet
 from tenfold.modules.set_mixer import SetMixerAggregation
 from torch import Tensor, nn
@@ -80,10 +81,15 @@ def main(num_points: int = 256, batch_size: int = 32, repeats: int = 20) -> None
                 seconds[name].append(time.perf_counter() - start)
     reference = seconds["torch-geometric, max"]
     print(f"{device}, {torch.get_num_threads()} threads, {tuple(pos.shape)}")
+    faster = {
+        name: statistics.median(r / t for r, t in zip(reference, times, strict=True))
+        for name, times in seconds.items()
+    }
     for name, times in seconds.items():
         speed = batch_size / statistics.median(times)
-        ratio = statistics.median(r / t for r, t in zip(reference, times, strict=True))
-        print(f"{name:36} {speed:8.0f} clouds/s   {ratio:5.2f} x torch-geometric")
+        print(f"{name:36} {speed:8.0f} clouds/s   {faster[name]:5.2f} x torch-geometric")
+    for name in list(networks)[1:]:
+        ratio(f"clouds/s of training, {name} / torch-geometric, {num_points} points", faster[name])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.kernels.point_ops import ball_query, farthest_point_sample, knn
 from torch import Tensor
 
@@ -85,10 +86,12 @@ def main(clouds: int | None = None, rounds: int = 7) -> None:
         torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     )
     print(f"{device}, {name}, torch {torch.__version__}, {batch} clouds, float32\n\n{HEADER}")
+    ratios: dict[str, float] = {}
 
     def compare(label: str, other: Callable[[], Tensor], ours: Callable[[], Tensor]) -> None:
         differ = (other() != ours()).float().mean().item()
         slow, fast = median_times([other, ours], rounds)
+        ratios[label] = slow / fast
         print(
             f"| {label} | {slow:.1f} | {fast:.1f} | {slow / fast:.2f} | {differ:.3%} |", flush=True
         )
@@ -116,6 +119,9 @@ def main(clouds: int | None = None, rounds: int = 7) -> None:
             lambda: other_ball(points, centers, radius, k),  # noqa: B023
             lambda: ball_query(points, centers, radius, k),  # noqa: B023
         )
+    print()
+    for label, faster in ratios.items():
+        ratio(f"time, other / ours, {label}", faster)
 
 
 if __name__ == "__main__":

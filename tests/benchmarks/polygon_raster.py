@@ -19,6 +19,7 @@ import numpy as np
 import skia
 import torch
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.kernels.compositing import composite_layers, on_background
 from tenfold.kernels.polygon_raster import coverage, polygon_edges, soft_coverage
 from torch import Tensor
@@ -114,9 +115,13 @@ def main(
     )
     print("| what | device | ms | ratio to loop | differ |\n|---|---|--:|--:|--:|")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    ratios = {}
     for device in devices:
         on_device = [value.to(device) for value in (points, colors, modes)]
-        compare(device, on_device, size, rounds, loop, drawing)
+        ratios |= compare(device, on_device, size, rounds, loop, drawing)
+    print()
+    for name, slower in ratios.items():
+        ratio(name, slower)
 
 
 def compare(
@@ -126,8 +131,8 @@ def compare(
     rounds: int,
     loop: Callable[[], np.ndarray],
     drawing: Callable[[], np.ndarray],
-) -> None:
-    """Prints the lines of one device."""
+) -> dict[str, float]:
+    """Prints the lines of one device; returns its ratios to the loop."""
     points, colors, modes = layers
 
     def draw(samples: int) -> Tensor:
@@ -158,6 +163,8 @@ def compare(
     for name, taken in zip(ours, times, strict=True):
         off = f"{255 * differ[name].abs().mean():.2f}" if name in differ else ""
         print(f"| {name} | {device} | {taken:.1f} | {taken / base:.2f} | {off} |", flush=True)
+    taken_by = dict(zip(ours, times, strict=True))
+    return {f"time on {device}, {name} / Skia, loop": taken_by[name] / base for name in differ}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.datamodules.realsyn import HtmlFolder, LocalExecutor, Pipeline, Settings
 from tenfold.datamodules.realsyn.clustering import Clustering
 from tenfold.datamodules.realsyn.settings import PartSizes
@@ -108,6 +109,7 @@ def benchmark(root: Path | None = None, pages: int = 300, rounds: int = 3) -> No
             f"extraction: {number / one:.1f} documents/s with 1 process, {number / two:.1f} with "
             f"2: {one / two:.2f}x"
         )
+        ratio("documents/s of extraction, 2 processes / 1", one / two)
         if root is not None:
             return
         peaks: dict[int, dict[str, int]] = {}
@@ -123,6 +125,7 @@ def benchmark(root: Path | None = None, pages: int = 300, rounds: int = 3) -> No
                 f"{stage or 'start':<10} {small / 1e6:6.0f} MB at 1x, {large / 1e6:6.0f} MB at 4x: "
                 f"{large / small:.2f}x"
             )
+            ratio(f"peak memory of {stage or 'start'}, 4x / 1x documents", large / small)
 
 
 if __name__ == "__main__":

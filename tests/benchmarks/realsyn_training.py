@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from report import ratio
 from tenfold.datamodules.images import open_image
 from tenfold.datamodules.multi_text import MultiTextDataModule
 from tenfold.modules.image_transforms import training_transform
@@ -141,12 +142,15 @@ def steps(repeats: int) -> None:
             loss.backward()
             times.setdefault(size, []).append(time.perf_counter() - begin)
             kept[size] = total / 2**20
-    ratio = statistics.median(b / a for a, b in zip(times[None], times[32], strict=True))
-    print(f"chunk_size 32 of 256: {ratio:.2f} times as long,", end=" ")
+    longer = statistics.median(b / a for a, b in zip(times[None], times[32], strict=True))
+    print(f"chunk_size 32 of 256: {longer:.2f} times as long,", end=" ")
     print(
         f"{kept[32]:.0f} MiB kept between the passes, and those of a chunk in the backward pass "
         f"({kept[None] / 8:.0f}), in place of {kept[None]:.0f}"
     )
+    ratio("time of a step, chunks of 32 / whole batch of 256", longer)
+    most_kept = kept[32] + kept[None] / 8
+    ratio("memory kept in a step, chunks of 32 / whole batch of 256", most_kept / kept[None])
 
 
 def main() -> None:
@@ -167,10 +171,14 @@ def main() -> None:
                 number = read()
                 speeds[way].append(number / (time.perf_counter() - begin))
         floor = speeds["floor (PIL alone)"]
+        medians: dict[str, float] = {}
         for way, values in speeds.items():
             shares = [value / base for value, base in zip(values, floor, strict=True)]
-            share = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
+            medians[way] = statistics.median(shares)
+            share = f"{medians[way]:.2f} ({min(shares):.2f}-{max(shares):.2f})"
             print(f"{way:26} {statistics.median(values):8.0f} images/s   {share} of the floor")
+        for way, share_of_floor in list(medians.items())[1:]:
+            ratio(f"images/s, {way} / PIL alone", share_of_floor)
     steps(options.repeats)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
+from report import ratio
 from tenfold.datamodules.scenes import ObjectScenes
 from tenfold.datamodules.visual_reasoning import SceneReasoningDataModule
 from tenfold.modules.chat import OpenAIChatBackend
@@ -73,6 +74,10 @@ def main(questions: int = 256, seconds: float = 0.2) -> None:
                 print(
                     f"batch_size {batch_size:>3}: {first:6.1f} s, {first / floor:.2f} times the "
                     f"floor of its waves; kept: {1000 * again / questions:.1f} ms per question"
+                )
+                ratio(
+                    f"time of a test / the floor of its waves, batches of {batch_size}",
+                    first / floor,
                 )
         finally:
             server.kill()

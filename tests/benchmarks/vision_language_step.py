@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import auto_cli
+from report import ratio
 from tenfold.datamodules.scenes import ObjectScenes, SceneDataModule
 from tenfold.modules.optimization import parameter_groups
 from tenfold.modules.vision_language_model import Phase, VisionLanguageModel
@@ -64,11 +65,13 @@ def main(threads: int = 1, repeats: int = 15) -> None:
         medians = {name: statistics.median(taken) for name, taken in seconds.items()}
         best = {name: min(taken) for name, taken in seconds.items()}
         for name, median in medians.items():
-            ratio = median / medians["network"]
             print(
                 f"{number} question(s), {name:18} {median:.3f} s (least {best[name]:.3f}), "
-                f"{ratio:.2f} x network"
+                f"{median / medians['network']:.2f} x network"
             )
+        for name in ("module", "module and scenes"):
+            longer = medians[name] / medians["network"]
+            ratio(f"time of a step, {name} / network alone, {number} question(s)", longer)
 
 
 if __name__ == "__main__":

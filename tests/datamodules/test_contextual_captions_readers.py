@@ -454,12 +454,36 @@ def test_every_figure_is_a_record(tmp_path):
 
 
 def test_captions_may_be_cut_into_sentences(tmp_path):
-    examples = stored(tmp_path, caption_sentences=True, test_fraction=0.0, val_fraction=0.0)
+    examples = stored(tmp_path, targets="caption_sentences", test_fraction=0.0, val_fraction=0.0)
     rows = [*examples.split("train")]
     assert len(rows) == 120
     assert rows[1].caption == "It is one more sentence."
     assert rows[0].image == rows[1].image
     assert [rows[0].id, rows[1].id] == ["1#0.0", "1#0.0.1"]
+
+
+def test_sentences_of_the_text_may_be_targets_among_those_around_them(tmp_path):
+    lines = [f"Sentence number {k} is a long one." for k in range(9)]
+    figures = [
+        {"path": name, "caption": "A long caption.", "alt": ""} for name in ("a.jpg", "b.jpg")
+    ]
+    sections = [
+        {"title": "s", "text": " ".join(["Short one.", *lines]), "images": figures},
+        {"title": "t", "text": "A section that has no figure.", "images": []},
+    ]
+    (tmp_path / "pages.jsonl").write_text(json.dumps({"page_title": "p", "sections": sections}))
+    save_image(tmp_path / "a.jpg")
+    save_image(tmp_path / "b.jpg")
+    examples = PageExamples(
+        JsonPages(str(tmp_path)), targets="text_sentences", test_fraction=0.0, val_fraction=0.0
+    )
+    examples.prepare()
+    rows = [*examples.split("train")]
+    assert [row.caption for row in rows] == lines
+    assert rows[4].section_text == " ".join(lines[1:8])
+    assert rows[0].section_text == " ".join(["Short one.", *lines[:4]])
+    assert {row.image for row in rows} == {0}
+    assert rows[0].other_captions == ("A long caption.",)
 
 
 def test_what_is_missing_is_counted(tmp_path, caplog):
