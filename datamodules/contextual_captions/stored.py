@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 Given = Literal["own", "phrases", "both", "none"]
 Targets = Literal["captions", "caption_sentences", "text_sentences"]
-FORMAT = 2
+FORMAT = 1
 NUM_OWN = 5
 NUM_AROUND = 3
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")

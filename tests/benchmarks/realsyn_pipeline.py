@@ -109,7 +109,7 @@ def benchmark(root: Path | None = None, pages: int = 300, rounds: int = 3) -> No
             f"extraction: {number / one:.1f} documents/s with 1 process, {number / two:.1f} with "
             f"2: {one / two:.2f}x"
         )
-        ratio("documents/s of extraction, 2 processes / 1", one / two)
+        ratio("documents/s of extraction, 2 processes / 1", one / two, at_least=1.7)
         if root is not None:
             return
         peaks: dict[int, dict[str, int]] = {}

@@ -118,7 +118,10 @@ def benchmark(
             f"scores (formula: {cost_ratio(total, len(centroids), probes):.1f}x)",
             flush=True,
         )
-        ratio(f"CPU time, flat / ours, probes {probes}, recall@3 {reached:.3f}", theirs / ours)
+        # Wanted on a mixture of a million vectors or more, where the recall is reached.
+        stated = sentences is None and total >= 1e6 and reached >= recall
+        name = f"CPU time, flat / ours, probes {probes}, recall@3 {reached:.3f}"
+        ratio(name, theirs / ours, at_least=10 if stated else None)
         probes *= 2
 
 
