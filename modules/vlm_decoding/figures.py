@@ -57,18 +57,22 @@ def examples_figure(examples: Sequence[Example], labels: Sequence[str]) -> "Figu
 
     shown = [label for label in labels if any(label in e.looks for e in examples)]
     num_columns = 1 + 2 * len(shown)
-    row_height = 2.7 + 0.2 * max(1, len(labels) - len(shown))  # inches; answers are below pictures
-    size = (2.6 * num_columns + 0.6, row_height * len(examples))
+    num_lines = max(1, len(labels) - len(shown))
+    heights = [2.7, 0.18 * num_lines]  # inches; answers are below pictures
+    size = (2.6 * num_columns + 0.6, sum(heights) * len(examples))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(examples), num_columns, squeeze=False)
-    for row, example in zip(grid, examples, strict=True):
-        for axes in row:
-            axes.axis("off")
+    grid = figure.subplots(
+        2 * len(examples), num_columns, squeeze=False, height_ratios=heights * len(examples)
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, below, example in zip(grid[::2], grid[1::2], examples, strict=True):
         picture = _pixels(example.image)
         row[0].imshow(picture)
         row[0].set_title(f"{example.set}\n{example.question}\nright: {example.label}", fontsize=8)
         others = [label for label in labels if label not in shown and label in example.answers]
-        _write_answers(row[0], [(label, example.answers[label]) for label in others], example.label)
+        answers = [(label, example.answers[label]) for label in others]
+        _write_answers(below[0], answers, example.label, num_lines)
         for place, label in enumerate(shown):
             if label in example.looks:
                 map_hw, image = example.looks[label]
@@ -76,7 +80,7 @@ def examples_figure(examples: Sequence[Example], labels: Sequence[str]) -> "Figu
                 row[2 + 2 * place].imshow(_pixels(image))
                 row[2 + 2 * place].set_title(f"{label}: looked at", fontsize=8)
                 answer = [(label, example.answers[label])]
-                _write_answers(row[2 + 2 * place], answer, example.label)
+                _write_answers(below[2 + 2 * place], answer, example.label, num_lines)
     return figure
 
 
@@ -154,15 +158,17 @@ def _draw_map(axes: Any, picture: Any, map_hw: Tensor, label: str) -> None:
     axes.set_title(f"{label}: map, up to {float(map_hw.max()):.2f}", fontsize=8)
 
 
-def _write_answers(axes: Any, answers: Sequence[tuple[str, str]], label: str) -> None:
-    """Writes what was said below a picture, green where it is right."""
+def _write_answers(
+    axes: Any, answers: Sequence[tuple[str, str]], label: str, num_lines: int
+) -> None:
+    """Writes what was said, green where it is right, into axes that have room for some lines."""
     for line, (name, text) in enumerate(answers):
         known = bool(label)
         is_right = text.lower().startswith(label.lower())
         color = (GREEN if is_right else RED) if known else "black"
         short = text if len(text) <= 60 else text[:57] + "..."
         axes.text(
-            *(0.5, -0.06 - 0.1 * line, f"{name}: {short}"),
+            *(0.5, 1 - line / num_lines, f"{name}: {short}"),
             **{"transform": axes.transAxes, "ha": "center", "va": "top"},
             color=color,
             fontsize=8,
