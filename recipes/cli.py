@@ -161,6 +161,8 @@ def run_tool(argv: list[str]) -> None:
         command = ToolParser(description=text.split("\n\nArgs:")[0], allow_abbrev=False)
         command.add_function_arguments(function, as_group=False, as_positional=True)
         commands.add_subcommand(name, command, help=text.splitlines()[0])
+    if argv and argv[0] in COMMANDS:
+        ToolParser.options = [*inspect.signature(COMMANDS[argv[0]]).parameters]
     config = parser.parse_args(join_configs(argv))
     chosen = config.subcommand
     COMMANDS[chosen](**parser.instantiate(config)[chosen].as_dict())

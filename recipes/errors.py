@@ -66,15 +66,17 @@ class OneLineErrors:
 
     Attributes:
         settings: What the user gave, to name the line or flag at fault.
+        options: The names without a dot that the command takes.
     """
 
     settings: ClassVar[list[Setting]] = []
+    options: ClassVar[list[str]] = TOP_LEVEL
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises the rewritten message; the parsers of nested classes report to the outermost."""
         if not self.exit_on_error:  # type: ignore[attr-defined]
             super().error(message, ex)  # type: ignore[misc]
-        raise ValueError(explain_parser_error(message, self.settings)) from ex
+        raise ValueError(explain_parser_error(message, self.settings, self.options)) from ex
 
 
 def one_line(error: BaseException) -> str:
@@ -83,23 +85,24 @@ def one_line(error: BaseException) -> str:
     return textwrap.shorten(text, WIDTH * 2, placeholder=" ...")
 
 
-def explain_parser_error(message: str, settings: list[Setting]) -> str:
+def explain_parser_error(message: str, settings: list[Setting], options: list[str]) -> str:
     """Rewrites one of jsonargparse's messages.
 
     Args:
         message: The message, up to ten lines for a wrong type inside a class.
         settings: What the user gave, in reading order.
+        options: The names without a dot that the command takes.
 
     Returns:
         One line that begins with the file and line or the flag at fault where it is known.
     """
     keys = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if match := re.search(r"Option '([^']+)' is not accepted", message):
-        return _unknown_key(f"{keys}.{match[1]}", settings)
+        return _unknown_key(f"{keys}.{match[1]}", settings, options)
     if match := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message):
-        return _unknown_key(match[1], settings)
+        return _unknown_key(match[1], settings, options)
     if match := re.match(r"unrecognized arguments: (\S+)", message):
-        return _unknown_key(match[1].removeprefix("--").partition("=")[0], settings)
+        return _unknown_key(match[1].removeprefix("--").partition("=")[0], settings, options)
     if match := re.search(r"arguments are required: (?:\w+\.)?(\S+)", message):
         missing = match[1].rstrip(",")
         return (
@@ -209,14 +212,14 @@ def known_classes() -> dict[str, str]:
     return found
 
 
-def _unknown_key(key: str, settings: list[Setting]) -> str:
+def _unknown_key(key: str, settings: list[Setting], options: list[str]) -> str:
     key = key.strip(".")
     setting = _find(key, None, settings)
     key = setting.key if setting else key
-    if "." in key and key.split(".")[0] not in TOP_LEVEL:
+    if "." in key and key.split(".")[0] not in options:
         key = key.split(".")[0]
     parent, _, name = key.rpartition(".")
-    accepted = _accepted_names(parent, settings)
+    accepted = _accepted_names(parent, settings) if parent else options
     hint = nearest(name, accepted, parent) if accepted else "`tenfold fit --help` lists the options"
     where = f"{setting.where}: " if setting else ""
     return textwrap.shorten(f"{where}unknown key '{key}': {hint}", WIDTH, placeholder=" ...")
@@ -232,8 +235,6 @@ def _accepted_names(parent: str, settings: list[Setting]) -> list[str]:
         from ..callbacks.checkpointing import RunCheckpoint
 
         return list(inspect.signature(RunCheckpoint.__init__).parameters)[1:]
-    if not parent:
-        return TOP_LEVEL
     setting = _find(parent, None, [s for s in settings if s.key == parent])
     if setting is None:
         return []

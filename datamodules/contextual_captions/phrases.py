@@ -100,3 +100,14 @@ def shared_words(caption: str, text: str, number: int) -> tuple[str, ...]:
             found.setdefault(stem(match[0]), match[0])
     kept = sorted(found.values(), key=lambda word: -len(word))[:number]
     return tuple(sorted(kept, key=text.find))
+
+
+def shuffled_words(sentence: str, number: int) -> str:
+    """Returns words of a sentence, no stop words, in an order that the sentence's hash decides.
+
+    Args:
+        sentence: The sentence.
+        number: At most so many.
+    """
+    words = {m[0]: None for m in WORD.finditer(sentence) if not is_stop_word(m[0])}
+    return " ".join(random.Random(sentence).sample([*words], min(number, len(words))))

@@ -17,15 +17,16 @@ from ...modules.files import atomic_folder, write_json
 from ..text.cache import split_of
 from .examples import SPLITS, CaptionExample, Examples, Split
 from .pages import Page, PageSource
-from .phrases import MIN_CONTEXT, key_phrases, sample_highlights, shared_words
+from .phrases import MIN_CONTEXT, key_phrases, sample_highlights, shared_words, shuffled_words
 
 log = logging.getLogger(__name__)
 
 Given = Literal["own", "phrases", "both", "none"]
-Targets = Literal["captions", "caption_sentences", "text_sentences"]
-FORMAT = 1
+Targets = Literal["captions", "caption_sentences", "text_sentences", "text_words"]
+FORMAT = 2
 NUM_OWN = 5
-NUM_AROUND = 3
+NUM_AROUND = 1
+MAX_WORDS = 8
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")
 
 
@@ -45,9 +46,10 @@ class PageExamples(Examples):
         targets: What is to be written. "captions"; "caption_sentences", each sentence of 4 to 30
             words of a caption, at most three of a figure: shorter, and several for one image;
             "text_sentences", each such sentence of a section with a figure, its context being
-            itself with the three sentences before and after. That is a warm-up: there are many
-            more of them, and all their words are there to be highlighted, so that a model learns
-            to write what it is told to.
+            itself with the sentence before and the one after; "text_words", at most eight words
+            of each in random order, stop words left out. The last two are for a warm-up: there
+            are many more of them, and all their words are there to be highlighted, so that a
+            model learns to write what it is told to.
         require_text: Whether figures of sections without text are left out.
         missing_image: Whether a figure without a file is left out ("skip") or kept, black.
         highlights: Of validation and test: "own", up to five words that the caption shares with
@@ -158,7 +160,6 @@ class PageExamples(Examples):
                     writer.missing.append(str(self.source.image_file(figure.path)))
                     continue
                 siblings = (f for k, f in enumerate(section.figures) if k != number)
-                of_text = self.targets == "text_sentences"
                 for part, (caption, text) in enumerate(self._pairs(figure.caption, section.text)):
                     name = f"{page.name}#{place}.{number}" + (f".{part}" if part else "")
                     given = self._highlights(page, section.title, text, caption, writer)
@@ -174,10 +175,10 @@ class PageExamples(Examples):
                         highlights=() if split == "train" else tuple(h for h, _ in given),
                         references=() if split == "train" else tuple(r for _, r in given),
                         page_url=page.url,
-                        other_sections=() if of_text else others,
+                        other_sections=() if self._of_text else others,
                     )
                     yield split, example, figure.path
-                if of_text:
+                if self._of_text:
                     break  # one figure stands for the section
 
     def _pairs(self, caption: str, text: str) -> Iterator[tuple[str, str]]:
@@ -185,12 +186,21 @@ class PageExamples(Examples):
         if self.targets == "captions":
             yield caption, text
             return
-        of_text = self.targets == "text_sentences"
-        sentences = SENTENCE_END.split(text if of_text else caption)
+        sentences = SENTENCE_END.split(text if self._of_text else caption)
         chosen = [k for k, s in enumerate(sentences) if 4 <= len(s.split()) <= 30]
-        for k in chosen if of_text else chosen[:3]:
+        for k in chosen if self._of_text else chosen[:3]:
+            sentence = sentences[k]
             around = " ".join(sentences[max(0, k - NUM_AROUND) : k + NUM_AROUND + 1])
-            yield sentences[k], around if of_text else text
+            if self.targets == "text_words":
+                words = shuffled_words(sentence, MAX_WORDS)
+                if words:
+                    yield words, around
+            else:
+                yield sentence, around if self._of_text else text
+
+    @property
+    def _of_text(self) -> bool:
+        return self.targets in ("text_sentences", "text_words")
 
     def _highlights(
         self, page: Page, title: str, text: str, caption: str, writer: "_Writer"

@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -474,16 +475,27 @@ def test_sentences_of_the_text_may_be_targets_among_those_around_them(tmp_path):
     (tmp_path / "pages.jsonl").write_text(json.dumps({"page_title": "p", "sections": sections}))
     save_image(tmp_path / "a.jpg")
     save_image(tmp_path / "b.jpg")
-    examples = PageExamples(
-        JsonPages(str(tmp_path)), targets="text_sentences", test_fraction=0.0, val_fraction=0.0
-    )
-    examples.prepare()
-    rows = [*examples.split("train")]
+
+    def rows_of(targets):
+        examples = PageExamples(
+            JsonPages(str(tmp_path)), targets=targets, test_fraction=0.0, val_fraction=0.0
+        )
+        examples.prepare()
+        return [*examples.split("train")]
+
+    rows = rows_of("text_sentences")
     assert [row.caption for row in rows] == lines
-    assert rows[4].section_text == " ".join(lines[1:8])
-    assert rows[0].section_text == " ".join(["Short one.", *lines[:4]])
+    assert rows[4].section_text == " ".join(lines[3:6])
+    assert rows[0].section_text == " ".join(["Short one.", *lines[:2]])
     assert {row.image for row in rows} == {0}
     assert rows[0].other_captions == ("A long caption.",)
+    words = rows_of("text_words")
+    written = [word.caption.split() for word in words]
+    for row, word, number in zip(rows, words, range(9), strict=True):
+        assert word == replace(row, caption=word.caption)
+        assert sorted(word.caption.split()) == sorted(["Sentence", "number", str(number), "long"])
+    assert len({line.index("long") > line.index("number") for line in written}) == 2
+    assert rows_of("text_words") == words
 
 
 def test_what_is_missing_is_counted(tmp_path, caplog):

@@ -193,6 +193,8 @@ MISTAKES = {
     "show nothing": "no file and no built-in recipe 'nothing'",
     "copy recipe.yaml recipe.yaml": "recipe.yaml exists",
     "shwo": "invalid choice: 'shwo'",
+    "study --job 2": "unknown key 'job': did you mean jobs?",
+    "runs . --metric test/loss": "unknown key 'metric': did you mean metrics?",
     "submit": "submit needs a recipe",
     "submit --config recipe.yaml --nodes 0": "--nodes must be 1 or more, got 0",
     "submit --config recipe.yaml --time soon": "'soon' is no SLURM time",
