@@ -102,12 +102,7 @@ def shared_words(caption: str, text: str, number: int) -> tuple[str, ...]:
     return tuple(sorted(kept, key=text.find))
 
 
-def shuffled_words(sentence: str, number: int) -> str:
-    """Returns words of a sentence, no stop words, in an order that the sentence's hash decides.
-
-    Args:
-        sentence: The sentence.
-        number: At most so many.
-    """
-    words = {m[0]: None for m in WORD.finditer(sentence) if not is_stop_word(m[0])}
-    return " ".join(random.Random(sentence).sample([*words], min(number, len(words))))
+def drawn_word(sentence: str) -> str:
+    """Returns a word of a sentence that is no stop word, drawn by the sentence's hash; or ""."""
+    words = [word for word in WORD.findall(sentence) if not is_stop_word(word)]
+    return random.Random(sentence).choice(words) if words else ""

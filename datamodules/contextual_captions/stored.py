@@ -17,7 +17,7 @@ from ...modules.files import atomic_folder, write_json
 from ..text.cache import split_of
 from .examples import SPLITS, CaptionExample, Examples, Split
 from .pages import Page, PageSource
-from .phrases import MIN_CONTEXT, key_phrases, sample_highlights, shared_words, shuffled_words
+from .phrases import MIN_CONTEXT, drawn_word, key_phrases, sample_highlights, shared_words
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ Targets = Literal["captions", "caption_sentences", "text_sentences", "text_words
 FORMAT = 2
 NUM_OWN = 5
 NUM_AROUND = 1
-MAX_WORDS = 8
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")
 
 
@@ -46,10 +45,9 @@ class PageExamples(Examples):
         targets: What is to be written. "captions"; "caption_sentences", each sentence of 4 to 30
             words of a caption, at most three of a figure: shorter, and several for one image;
             "text_sentences", each such sentence of a section with a figure, its context being
-            itself with the sentence before and the one after; "text_words", at most eight words
-            of each in random order, stop words left out. The last two are for a warm-up: there
-            are many more of them, and all their words are there to be highlighted, so that a
-            model learns to write what it is told to.
+            itself with the sentence before and the one after; "text_words", a word of each, no
+            stop word. The last two are for a warm-up: there are many more of them, and all their
+            words are there to be highlighted, so that a model learns to write what it is told to.
         require_text: Whether figures of sections without text are left out.
         missing_image: Whether a figure without a file is left out ("skip") or kept, black.
         highlights: Of validation and test: "own", up to five words that the caption shares with
@@ -192,9 +190,8 @@ class PageExamples(Examples):
             sentence = sentences[k]
             around = " ".join(sentences[max(0, k - NUM_AROUND) : k + NUM_AROUND + 1])
             if self.targets == "text_words":
-                words = shuffled_words(sentence, MAX_WORDS)
-                if words:
-                    yield words, around
+                if word := drawn_word(sentence):
+                    yield word, around
             else:
                 yield sentence, around if self._of_text else text
 
