@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
 from ..chat import ChatBackend
@@ -30,7 +31,9 @@ from ..words import WORD, stem
 from .control import Control, NoControl, PromptControl, Recalibration
 from .highlights import phrase_text, words_of_tokens
 from .judge import JudgedCaptions, judge_request, read_scores
-from .parts import cross_entropy
+from .parts import IGNORED, cross_entropy
+from .targets import Targets
+from .tokens import Source
 
 if TYPE_CHECKING:
     from .module import CtrlCIC
@@ -257,49 +260,51 @@ class CaptionTest(nn.Module):
         source, images = module.encode(batch)
         relevance = module.relevance_of(batch, source)
         controller = module.controller
-        losses = []
         if isinstance(controller, PromptControl):
             words = controller.training_words(source, relevance)
-            for chosen in (words, [*words[1:], words[0]]):
-                targets = module.targets(batch["captions"], chosen)
-                logits = module(source, images, targets)
-                losses.append(cross_entropy(logits, targets.labels)[targets.is_caption])
-            is_caption_BT = targets.is_caption
+            found = [
+                _caption_losses(module, source, images, module.targets(batch["captions"], chosen))
+                for chosen in (words, [*words[1:], words[0]])
+            ]
         else:
+            words = PromptControl().training_words(source, relevance)
             targets = module.targets(batch["captions"], None)
             exchanged = [
                 exchange_words(value_N, words_of_tokens(section.tokens))
                 for value_N, section in zip(relevance, source.sections, strict=True)
             ]
-            for values in (relevance, exchanged):
-                weights = controller.training_weights(source, values)
-                logits = module(source, images, targets, weights)
-                losses.append(cross_entropy(logits, targets.labels)[targets.is_caption])
-            words = PromptControl().training_words(source, relevance)
-            is_caption_BT = targets.is_caption
-        marked_BT = self._highlighted_tokens(module, batch["captions"], words, is_caption_BT)
-        gain, is_marked = losses[1] - losses[0], marked_BT[is_caption_BT]
-        self.lift_highlighted.update(gain[is_marked])
-        self.lift_other.update(gain[~is_marked])
+            found = [
+                _caption_losses(
+                    module, source, images, targets, controller.training_weights(source, values)
+                )
+                for values in (relevance, exchanged)
+            ]
+        # Prompts of different lengths cut captions at different tokens: what both have counts.
+        (own_BT, labels_BT), (wrong_BT, others_BT) = found
+        size = min(labels_BT.shape[1], others_BT.shape[1])
+        labels_BT, others_BT = labels_BT[:, :size], others_BT[:, :size]
+        counts_BT = (labels_BT == others_BT) & (labels_BT != IGNORED)
+        gain_BT = wrong_BT[:, :size] - own_BT[:, :size]
+        marked_BT = self._highlighted_tokens(module, batch["captions"], words, size)
+        self.lift_highlighted.update(gain_BT[counts_BT & marked_BT])
+        self.lift_other.update(gain_BT[counts_BT & ~marked_BT])
 
     def _highlighted_tokens(
         self,
         module: "CtrlCIC",
         captions: Sequence[str],
         words: Sequence[Sequence[str]],
-        is_caption_BT: Tensor,
+        size: int,
     ) -> Tensor:
-        """Marks tokens of captions that belong to a word of the highlight, (B, T) bool."""
-        marked_BT = torch.zeros_like(is_caption_BT)
-        starts = is_caption_BT.int().argmax(dim=1).tolist()
+        """Marks tokens of captions that belong to a word of the highlight, (B, size) bool."""
+        marked_BT = torch.zeros(len(captions), size, dtype=torch.bool, device=module.device)
         for row, (caption, chosen) in enumerate(zip(captions, words, strict=True)):
             stems = {stem(word) for word in chosen}
             found = [m.span() for m in WORD.finditer(caption) if stem(m[0]) in stems]
             for index, (start, end) in enumerate(module.contexts.tokens(caption).spans):
-                place = starts[row] + index
-                if place < marked_BT.shape[1] and any(start < b and end > a for a, b in found):
-                    marked_BT[row, place] = True
-        return marked_BT & is_caption_BT
+                if index < size and any(start < b and end > a for a, b in found):
+                    marked_BT[row, index] = True
+        return marked_BT
 
     def compute(self) -> dict[str, float]:
         """Returns all numbers, and starts anew."""
@@ -323,6 +328,26 @@ class CaptionTest(nn.Module):
             found |= {} if math.isnan(value) else {name: value}
             mean.reset()
         return found
+
+
+def _caption_losses(
+    module: "CtrlCIC",
+    source: Source,
+    images: Tensor,
+    targets: Targets,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns losses and labels of captions without their prompts, (B, T) each."""
+    losses_BT = cross_entropy(module(source, images, targets, weights), targets.labels)
+    losses, labels = (
+        pad_sequence(
+            [row_T[is_T] for row_T, is_T in zip(values_BT, targets.is_caption, strict=True)],
+            batch_first=True,
+            padding_value=IGNORED,
+        )
+        for values_BT in (losses_BT, targets.labels)
+    )
+    return losses, labels
 
 
 def exchange_words(values: Tensor, words: Sequence[tuple[int, int]]) -> Tensor:

@@ -305,6 +305,20 @@ def test_the_lift_is_the_difference_of_two_losses():
     assert values["test/lift_other"] == pytest.approx(sum(others) / len(others), rel=1e-4)
 
 
+def test_the_lift_counts_what_is_left_of_captions_after_either_prompt():
+    """A prompt so long that it cuts the caption behind it: the shorter one's caption is whole."""
+    module = build(controller=PromptControl(), max_target_length=9)
+    batch = {name: value[::2] for name, value in batch_of().items()}
+    batch["captions"] = ["red wall", "cells grow red wall cells grow"]
+    module.controller.training_words = lambda *_: [["red"], ["red", "wall", "cells"]]
+    seen = []
+    module.captions_tested.lift_highlighted.update = seen.append
+    module.captions_tested.lift_other.update = seen.append
+    numbers_of_test(module, batch)
+    # After a prompt of one word there is room for five words and the end, after three for one.
+    assert sum(len(values) for values in seen[:2]) == 2
+
+
 def test_oracle_captions_use_the_reference_of_each_highlight():
     module, batch = build(controller=Recalibration(mode="oracle")), batch_of()
     source, images = module.encode(batch)
