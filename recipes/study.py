@@ -280,8 +280,7 @@ class Runner:
         self._report(run, "  ".join([f"finished in {_duration(seconds)}", *shown]))
 
     def _to_show(self, run: Run) -> list[tuple[str, float]]:
-        section = run.metrics()[run.stage.command]
-        numbers = [(name, x) for name, x in section.items() if isinstance(x, int | float)]
+        numbers = [(name, x) for name, x in run.measured().items() if isinstance(x, int | float)]
         wanted = [
             (name, x) for name, x in numbers if any(metric_matches(m, name) for m in self.metrics)
         ]
@@ -371,7 +370,8 @@ class _Process:
             return f"failed: killed by {signal.Signals(-code).name}"
         if code:
             return f"failed: exit code {code}"
-        return f"failed: exit code 0, but metrics.json has no '{self.run.stage.command}'"
+        missing = "test" if self.run.measured() else self.run.stage.command
+        return f"failed: exit code 0, but metrics.json has no '{missing}'"
 
     def kill(self) -> None:
         """Kills the process and what it has left behind, such as data workers and other ranks."""

@@ -28,6 +28,8 @@ from .study_file import (
     resolve,
 )
 
+TEST_FOLLOWS = re.compile(r"^test_after_fit: true$", re.MULTILINE)
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -65,8 +67,22 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether `metrics.json` has this command; nothing else counts."""
-        return self.stage.command in self.metrics()
+        """Whether `metrics.json` has this command, and the test where one follows a fit."""
+        found = self.metrics()
+        if self.stage.command != "fit" or "fit" not in found or "test" in found:
+            return self.stage.command in found
+        config = self.run_dir / "config.yaml"
+        return not (config.is_file() and TEST_FOLLOWS.search(config.read_text(encoding="utf-8")))
+
+    def measured(self) -> dict[str, Any]:
+        """What the command has measured, and the test after a fit; empty until there is something.
+
+        Raises:
+            ValueError: `metrics.json` is no JSON.
+        """
+        found = self.metrics()
+        tested = found.get("test", {}) if self.stage.command == "fit" else {}
+        return tested | found.get(self.stage.command, {})
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """`metrics.json` of the run directory, empty while there is none.

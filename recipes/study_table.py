@@ -393,14 +393,13 @@ def _values(run: Run, metric: str, table: Table) -> Iterator[_Value]:
 
 def _numbers(run: Run) -> dict[str, float]:
     """What a run has measured, by name; empty until it has finished."""
-    found = run.metrics().get(run.stage.command, {})
-    return {name: float(x) for name, x in found.items() if isinstance(x, int | float)}
+    return {name: float(x) for name, x in run.measured().items() if isinstance(x, int | float)}
 
 
 def _names(run: Run, table: Table) -> list[str]:
     """What a finished run has measured at all."""
     if table.over != RECORDS:
-        return list(run.metrics()[run.stage.command])
+        return list(run.measured())
     return [name for record in _records(run)[:1] for name in record]
 
 

@@ -26,6 +26,7 @@ from tenfold.modules.files import atomic_write
 # Scripts of this folder with options. Default options, but where all together would take more than
 # half an hour on two idle cores.
 COMMANDS = (
+    "start_up.py",
     "fake_quant.py",
     "int4_linear.py",
     "qat_step.py",

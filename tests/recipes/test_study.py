@@ -60,7 +60,12 @@ loss = float(options.get("--model.init_args.loss", 5))
 loss += 0.1 * int(options.get("--seed_everything", 0))
 run = {"data_hash": fault if fault and fault.startswith("hash") else "hash0"}
 (run_dir / "options.json").write_text(json.dumps(options))
-(run_dir / "metrics.json").write_text(json.dumps({command: {"loss": loss}, "run": run}))
+metrics = {command: {"loss": loss}, "run": run}
+if fault in ("tested", "untested"):
+    (run_dir / "config.yaml").write_text("test_after_fit: true\\n")
+if fault == "tested":
+    metrics["test"] = {"accuracy": 0.5, "loss": 0.0}
+(run_dir / "metrics.json").write_text(json.dumps(metrics))
 if fault == "late":
     sys.exit(1)
 """
@@ -212,6 +217,24 @@ def test_finished_means_that_metrics_has_the_command(folder: Path) -> None:
     (folder / FIRST / "checkpoints/last.ckpt").write_text("2")
     run()
     assert steps(folder / FIRST) == ["0", "1", "2", "2"]
+
+
+def test_the_test_after_a_fit_counts_and_is_waited_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("claim.yaml").write_text(STUDY.replace("train:loss", "train:accuracy, train:loss"))
+    trained = {f"train/{name}": "tested" for name in RUNS}
+    set_faults(trained | {FIRST: "untested"})
+    with pytest.raises(SystemExit):
+        run()
+    assert (
+        f"{FIRST}: failed: exit code 0, but metrics.json has no 'test'" in capsys.readouterr().out
+    )
+    set_faults(trained)
+    run()
+    printed = capsys.readouterr().out
+    assert re.search(r"train:accuracy +max +0.50* ± 0.0* +2", printed), printed
+    assert re.search(r"train:loss +max +2.050* ± 0.071", printed), printed  # the fit's, not the test's
 
 
 def test_a_changed_definition_is_refused_until_overwritten(folder: Path) -> None:
