@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all test-slurm bench lint types docs wheel-check release-check clean
+.PHONY: quickstart test test-all test-slurm matrix bench lint types docs wheel-check release-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/tenfold fit --config language_model/quickstart
@@ -19,6 +19,11 @@ test-slurm: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not slurm and not browser"
+
+# Every quickstart with every overlay, and the table of recipes/README.md.
+matrix: $(VENV)/.installed-dev
+	-OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow --junitxml=build/matrix.xml tests/recipes/test_matrix.py
+	$(BIN)/python tests/helpers/matrix_table.py build/matrix.xml
 
 # tests/benchmarks/RESULTS.md: about half an hour on 2 idle cores, and 5 GB in /tmp for a while.
 bench: $(VENV)/.installed-dev

@@ -503,6 +503,8 @@ class CheckpointMerging(Callback):
         """Restores them; snapshots that are gone are named in a warning."""
         for name in STATE:
             setattr(self, name, state_dict[name])
+        if not hasattr(self, "ring"):
+            return  # an evaluation alone: nothing is taken and nothing merged
         if isinstance(self.ring.storage, MemoryStorage):
             self.ring.storage.snapshots = state_dict.get("tensors", {})
         self.ring.load_state_dict(state_dict["ring"])

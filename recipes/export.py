@@ -31,7 +31,7 @@ def export(
 
     `tenfold export --run_dir runs/language_model/quickstart/version_0 --format int4 --out packed`
     exports the best checkpoint of a run, or its last where none was ranked. Written is the
-    module's `network`, else its only child with parameters.
+    module's `network`, else its only child with parameters, else the module as a whole.
 
     Args:
         ckpt: Checkpoint to export, with its run's config.yaml two folders above, or --config.
@@ -144,16 +144,11 @@ def _take_up(
 
 
 def _network(module: "LightningModule") -> "nn.Module":
-    """Returns `module.network`, else the only child with parameters."""
+    """Returns `module.network`, else the only child with parameters, else the module itself."""
     children = {n: m for n, m in module.named_children() if any(True for _ in m.parameters())}
     if "network" in children:
         return children["network"]
-    if len(children) != 1:
-        raise ValueError(
-            f"{type(module).__name__} has no `network`, and {len(children)} children with "
-            f"parameters ({', '.join(children) or 'none'}): name the one to export `network`"
-        )
-    return next(iter(children.values()))
+    return next(iter(children.values())) if len(children) == 1 else module
 
 
 def _summary(written: "Export", ckpt: Path) -> str:

@@ -168,6 +168,15 @@ def test_the_merge_is_the_mean_of_the_snapshots(project):
     assert validated["val/plain"] == pytest.approx(metrics("run")["merged/val/plain"], abs=1e-7)
 
 
+def test_a_run_that_merged_is_evaluated_again(project):
+    fit("run", "--config", overlay(num_checkpoints=4), "--data.noise", "0")
+    before = metrics("run")
+    assert main(["validate", "--run_dir", "run", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
+    validated = json.loads(Path("run/metrics.json").read_text())["validate"]
+    assert validated["val/plain"] == pytest.approx(before["val/plain"], abs=1e-7)
+    assert not any(name.startswith("merged/") for name in validated)
+
+
 def test_the_merge_of_one_state_is_that_state(project):
     recipe(lr=0.0)
     fit("run", "--config", overlay(bn_update="none"))

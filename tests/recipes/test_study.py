@@ -234,7 +234,9 @@ def test_the_test_after_a_fit_counts_and_is_waited_for(
     run()
     printed = capsys.readouterr().out
     assert re.search(r"train:accuracy +max +0.50* ± 0.0* +2", printed), printed
-    assert re.search(r"train:loss +max +2.050* ± 0.071", printed), printed  # the fit's, not the test's
+    assert re.search(r"train:loss +max +2.050* ± 0.071", printed), (
+        printed
+    )  # the fit's, not the test's
 
 
 def test_a_changed_definition_is_refused_until_overwritten(folder: Path) -> None:
