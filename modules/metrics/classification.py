@@ -19,6 +19,7 @@ class ClassificationScore(Metric):
     Args:
         name: "accuracy", "mean_per_class", or "roc_auc" (of the second of two classes).
         num_classes: C.
+        sync_on_compute: Whether images of all processes count; all of them compute then.
 
     Raises:
         ValueError: "roc_auc" of other than two classes.
@@ -28,15 +29,15 @@ class ClassificationScore(Metric):
     num_right: Tensor
     num_images: Tensor
 
-    def __init__(self, name: ScoreName, num_classes: int) -> None:
-        super().__init__()
+    def __init__(self, name: ScoreName, num_classes: int, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         if name == "roc_auc" and num_classes != 2:
             raise ValueError(f"metric: roc_auc is for 2 classes, there are {num_classes}")
         self.name = name
         # Not torchmetrics' macro average: a class that is predicted but has no image would count.
         for state in ("num_right", "num_images"):
             self.add_state(state, default=torch.zeros(num_classes), dist_reduce_fx="sum")
-        self.curve = BinaryAUROC()
+        self.curve = BinaryAUROC(sync_on_compute=sync_on_compute)
 
     def update(self, logits_BC: Tensor, label_B: Tensor) -> None:
         """Adds a batch: logits and labels from 0."""
@@ -66,7 +67,7 @@ class ClassificationScore(Metric):
 
 
 def score_of(name: ScoreName, logits_BC: Tensor, label_B: Tensor) -> float:
-    """Returns a score of all images at once, in [0, 1]."""
-    metric = ClassificationScore(name, logits_BC.shape[1])
+    """Returns a score of all images at once, in [0, 1]; one process may ask alone."""
+    metric = ClassificationScore(name, logits_BC.shape[1], sync_on_compute=False)
     metric.update(torch.as_tensor(logits_BC), torch.as_tensor(label_B))
     return float(metric.compute())
