@@ -13,7 +13,7 @@ from .embedding import VectorBlocks
 from .extraction import part
 from .images import ImageFilter, shrunk_image
 from .steps import Stats, Task
-from .tables import canonical_json, hash64, read_table, write_table
+from .tables import canonical_json, hash64, read_table, take_rows, write_table
 
 METADATA_KEY = b"tenfold.realsyn"
 ROW_GROUP = 256
@@ -110,7 +110,7 @@ class WritePairs(Task):
         examples = examples.append_column("reason", pa.array(["pair"] * len(table)))
         return Stats(
             counts={"pairs": len(table), "texts": sum(map(len, table["texts"].to_pylist()))},
-            examples={"pairs": examples.take(sorted(shown)).to_pylist()},
+            examples={"pairs": take_rows(examples, sorted(shown)).to_pylist()},
         )
 
     def _block(self, block: int) -> pa.Table:

@@ -14,7 +14,7 @@ from .funnel import PAPER, Level, funnel_of
 from .images import decode_image
 from .report_figures import draw_distributions, draw_funnel
 from .steps import Finished
-from .tables import read_table
+from .tables import read_table, take_rows
 
 THUMBNAIL = 96
 SUMMARIES = {
@@ -279,7 +279,7 @@ def _pair_examples(out: Path) -> list[str]:
     if not files:
         return []
     table = read_table(files[0])
-    chosen = table.take(list(range(0, len(table), max(1, len(table) // 16))))
+    chosen = take_rows(table, range(0, len(table), max(1, len(table) // 16)))
     cards = []
     for pair in chosen.to_pylist():
         lines = []

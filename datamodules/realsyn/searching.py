@@ -12,7 +12,7 @@ from .embedding import VectorBlocks, read_clusters
 from .extraction import part
 from .retrieval import Retrieval, best_candidates, choose_probes, search_lists
 from .steps import Stats, Task
-from .tables import hash64, histogram, write_table
+from .tables import hash64, histogram, take_rows, write_table
 from .vectors import Floats, Ints, Vectors, read_array, write_array
 
 COSINES = [round(-0.2 + 0.03 * k, 2) for k in range(41)]
@@ -160,6 +160,7 @@ class CollectTexts(Task):
         lengths = [len(text.split()) for text in strings.to_pylist()]
         examples = table.append_column("reason", pa.array(["retrieved"] * len(table)))
         shown = sorted(range(len(table)), key=lambda k: hash64(0, table["id"][k].as_py()))[:12]
+        retrieved = take_rows(examples.drop_columns("rows"), sorted(shown))
         return Stats(
             counts={"images": len(table), "texts": len(texts)},
             histograms={
@@ -170,7 +171,7 @@ class CollectTexts(Task):
                 "cosine of image and sentence": COSINES,
                 "words of the retrieved sentences": list(map(float, LENGTHS)),
             },
-            examples={"retrieved": examples.drop_columns("rows").take(sorted(shown)).to_pylist()},
+            examples={"retrieved": retrieved.to_pylist()},
         )
 
     def _candidates(self, start: int, stop: int) -> tuple[Ints, Ints, Floats]:

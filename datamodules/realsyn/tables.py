@@ -67,6 +67,11 @@ def sample_rows(table: pa.Table, number: int, seed: int = 0) -> pa.Table:
     return table.take(np.sort(np.argsort(hashes, kind="stable")[:number]))
 
 
+def take_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Chosen rows, perhaps none: pyarrow's own `take` refuses a list without any number."""
+    return table.take(pa.array(rows, pa.int64()))
+
+
 def sample_by_reason(verdict: Verdict, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Examples of what was dropped, some of each reason, and of what was kept (reason "kept")."""
     examples = []

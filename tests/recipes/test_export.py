@@ -275,16 +275,17 @@ def test_scales_start_from_the_weights_of_a_checkpoint_before_the_start(project,
     torch.testing.assert_close(dequantized_state_dict("out")["0.weight"], expected)
 
 
-def test_two_children_with_parameters_need_a_name(project, capsys):
+def test_a_module_of_several_parts_is_exported_whole(project):
     Path("pair.py").write_text(
         "import toy\nfrom torch import nn\nclass Pair(toy.Toy):\n    def __init__(self):\n"
         "        super().__init__()\n        self.other = nn.Linear(4, 4)\n"
     )
     pair = ["--model", "pair.Pair", "--trainer.max_steps", "1", "--run_dir", "run"]
     assert main(["fit", "--config", "recipe.yaml", *PER_CHANNEL, *pair]) == 0
-    assert main(["export", "--run_dir", "run", "--out", "x"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "Pair has no `network`, and 2 children with parameters (net, other)" in error
+    assert main(["export", "--run_dir", "run", "--out", "out"]) == 0
+    found = dequantized_state_dict("out")
+    assert sorted(found) == sorted(state_of("run"))
+    assert torch.equal(found["other.bias"], state_of("run")["other.bias"])
 
 
 def test_plain_weights_begin_a_run_with_learned_scales(project, lsq):
