@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -155,6 +156,8 @@ def validate_again(
     """
     loaders = CombinedLoader(trainer.val_dataloaders, "sequential").flattened
     limits = trainer.num_val_batches
+    # As Lightning decides it.
+    takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
     module.eval()
     trainer.state.stage = RunningStage.VALIDATING
     values: dict[str, Tensor] = {}
@@ -169,13 +172,14 @@ def validate_again(
                 break
             batch = _to_device(trainer, module, batch, loader_idx)
             collection.batch, collection.batch_size = batch, None
+            index = (batch_idx,) if takes_index else ()
             results.hook = "on_validation_batch_start"
             module.on_validation_batch_start(batch, batch_idx, *which)
             results.hook = "validation_step"
             # The module's own method, not the strategy's: what wraps a module for training (DDP)
             # has nothing to add here, and would compare buffers that differ between ranks.
             with trainer.precision_plugin.val_step_context():
-                output = module.validation_step(batch, batch_idx, *which)
+                output = module.validation_step(batch, *index, *which)
             results.hook = "on_validation_batch_end"
             module.on_validation_batch_end(output, batch, batch_idx, *which)
             after_batch()

@@ -37,7 +37,7 @@ LAYER_TRIES = 8
 
 Split = Literal["train", "val", "test"]
 SplitBy = Literal["program", "shapes"]
-SHARES = {"train": (0, 1), "val": (2,), "test": (3,)}  # quarters of all programs or shapes
+SHARES = {"train": range(6), "val": (6,), "test": (7,)}  # eighths of all programs or shapes
 
 
 class ProgramSampler:
@@ -143,17 +143,17 @@ class ProgramSampler:
         """Returns program `index` of a split, which depends on the arguments and the seed alone.
 
         Args:
-            split: "train", "val" or "test": half of all programs and a quarter each, by their hash.
+            split: "train", "val" or "test": six eighths of all programs, one, and one, by their hash.
             index: 0 or more; there is no end.
             split_by: What no two splits share: whole programs, or shapes of layers, wherever these
                 lie.
         """
         rng = np.random.default_rng((self.seed, get_args(Split).index(split), index))
         if split_by == "shapes":
-            return program_of(self.picture(rng, lambda outline: _quarter(outline) in SHARES[split]))
+            return program_of(self.picture(rng, lambda outline: _eighth(outline) in SHARES[split]))
         while True:
             program = self.program(rng)
-            if _quarter(self.language.format(program)) in SHARES[split]:
+            if _eighth(self.language.format(program)) in SHARES[split]:
                 return program
 
     def program(self, rng: np.random.Generator) -> Program:
@@ -433,10 +433,10 @@ def _sign(value: int) -> int:
     return (value > 0) - (value < 0)
 
 
-def _quarter(thing: str | Outline) -> int:
-    """Returns 0 to 3 by the hash of a text, or of an outline wherever it lies."""
+def _eighth(thing: str | Outline) -> int:
+    """Returns 0 to 7 by the hash of a text, or of an outline wherever it lies."""
     if isinstance(thing, Outline):
         x, y = thing.start
         edges = [(e.x - x, e.y - y, e.radius, e.clockwise) for e in thing.edges]
         thing = repr(edges)
-    return hashlib.sha256(thing.encode()).digest()[0] % 4
+    return hashlib.sha256(thing.encode()).digest()[0] % 8

@@ -124,7 +124,7 @@ class ProgramNetwork(nn.Module):
 
     def encode_images(self, image: Tensor) -> Tensor:
         """Returns the image tokens, (B, P, D)."""
-        (features_BCHW,) = self.encoder(image)
+        (features_BCHW,) = self.encoder(image.contiguous(memory_format=torch.channels_last))
         tokens: Tensor = self.from_image(features_BCHW.flatten(2).mT) + self.image_positions
         return tokens
 
@@ -143,7 +143,7 @@ class ProgramNetwork(nn.Module):
             small = nn.functional.interpolate(image, state.shape[-2:], mode="area")
             residual = (small[picture_index] - state[:, :3]).abs()
             state = torch.cat((state, residual), dim=1)
-        features: Tensor = self.state_encoder(state)
+        features: Tensor = self.state_encoder(state.contiguous(memory_format=torch.channels_last))
         return features
 
     # Token by token
@@ -186,7 +186,8 @@ def decoder_config(settings: Mapping[str, Any], max_positions: int) -> GPT2Confi
         ValueError: A setting is none of `GPT2Config`.
     """
     check_keys("decoder", settings, GPT2Config().to_dict())
-    plain = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    plain: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    plain["activation_function"] = "gelu_pytorch_tanh"  # GPT-2's own `gelu_new`, as one kernel
     ours: dict[str, Any] = {"n_positions": max_positions, "vocab_size": 1, "use_cache": False}
     ours |= dict.fromkeys(("bos_token_id", "eos_token_id"))
     return GPT2Config(**{**plain, **settings, **ours})

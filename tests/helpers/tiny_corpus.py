@@ -37,15 +37,15 @@ def sentence(random_: random.Random, colour: str, shape: str) -> str:
     )
 
 
-def write_pages(folder: Path, number: int = 24, seed: int = 0) -> Path:
-    """HTML pages of three pictures each, with sentences around them and trouble in some."""
+def write_pages(folder: Path, number: int = 24, seed: int = 0, num_pictures: int = 3) -> Path:
+    """HTML pages of some pictures each, with sentences around them and trouble in some."""
     random_ = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images = folder / "images"
     images.mkdir(exist_ok=True)
     for page in range(number):
         parts = [f"<h1>Page {page}</h1>"]
-        for place in range(3):
+        for place in range(num_pictures):
             colour, shape = random_.choice(COLOURS), random_.choice(SHAPES)
             name = f"{colour}-{shape}-{page}-{place}.png"
             draw(colour, shape, random_.randrange(200)).save(images / name)

@@ -11,6 +11,7 @@ Most of them take hours, GPUs or data that must be fetched. So a command of ours
 Other programs are checked in `check`, or are named in `UNCHECKED` with the reason.
 """
 
+import json
 import re
 import runpy
 import shlex
@@ -58,6 +59,7 @@ USER_FILES = {
     "other.yaml": "qat_scaling/claim",
     "overlays/NAME": "overlays/bf16",
 }
+OWN_RECIPE = "digits.yaml"
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
@@ -179,8 +181,17 @@ def assert_parses(start: Callable[[], object], monkeypatch: pytest.MonkeyPatch) 
     assert end.value.code == PARSED
 
 
+def write_own_recipe() -> None:
+    """Writes the files by which the README shows how to write a recipe."""
+    section = READMES["README.md"].partition("## Your own recipe")[2]
+    for name, language in {OWN_RECIPE: "yaml", "digits.py": "python"}.items():
+        Path(name).write_text(next(m[2] for m in FENCE.finditer(section) if m[1] == language))
+
+
 def provide(command: Command) -> None:
     """Writes what a user has when giving the command: own recipes, and configs of runs."""
+    if OWN_RECIPE in command.words:
+        write_own_recipe()
     for name in values(command.words, "--config", "--study"):
         if name in USER_FILES:
             Path(name).parent.mkdir(exist_ok=True)
@@ -269,6 +280,18 @@ def test_the_command_is_accepted(command, user, monkeypatch, capfd):
             assert (user / "chat_server.sbatch").is_file()
         case _:
             pytest.fail(f"nothing checks `{' '.join(words)}`: see UNCHECKED")
+
+
+def test_a_recipe_of_ones_own_trains_as_it_is_shown(user):
+    write_own_recipe()
+    commands = [command.words for command in FOUND if OWN_RECIPE in command.words]
+    assert ["overlays/qat_w4a4" in words for words in commands] == [False, True]
+    for number, (_, *arguments) in enumerate(commands):
+        assert main(arguments) == 0
+        (folder,) = Path("runs").glob(f"*/digits/version_{number}")
+        metrics = json.loads((folder / "metrics.json").read_text())["fit"]
+        assert metrics["val/loss"] < 0.3  # guessing: 2.3
+        assert number == 0 or metrics["merged/val/loss"] < 0.5
 
 
 @pytest.mark.parametrize("start", UNCHECKED)
