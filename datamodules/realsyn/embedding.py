@@ -1,7 +1,7 @@
 """Embeddings of blocks, and their clusters: the artefacts that all later steps read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from .blocks import kept_rows
 from .clustering import Clustering, learn_centroids, nearest_centroids
 from .extraction import part
 from .images import decode_image
-from .steps import Stats, Task
+from .steps import Stats, Steps, Task
 from .tables import hash64, read_table
 from .vectors import Ints, Vectors, read_array, to_unit, write_array
 
@@ -192,6 +192,25 @@ def cluster_sizes(assigned: str, num_blocks: int, number: int) -> Ints:
         clusters = read_array(part(assigned, "clusters", block, "npy"))
         sizes += np.bincount(clusters, minlength=number)
     return sizes
+
+
+def cluster_rows(
+    steps: Steps,
+    name: str,
+    source: VectorBlocks,
+    number: int,
+    clustering: Clustering,
+    after: Sequence[str],
+) -> tuple[str, Ints]:
+    """Learns centroids and assigns rows; returns the step that did and the sizes."""
+    learn = LearnCentroids(steps.folder(f"{name}/centroids"), source, number, clustering)
+    centroids = f"{learn.folder}/centroids.npy"
+    steps.run(f"{name}/centroids", learn, 1, after, {"clusters": asdict(clustering)})
+    assign = AssignBlock(steps.folder(f"{name}/assigned"), source, centroids)
+    blocks = len(source.rows)
+    steps.run(f"{name}/assigned", assign, blocks, [f"{name}/centroids"])
+    number = steps.counts(f"{name}/centroids")["clusters"]
+    return f"{name}/assigned", cluster_sizes(assign.folder, blocks, number)
 
 
 def read_clusters(

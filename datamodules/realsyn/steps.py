@@ -184,6 +184,55 @@ def run_step(
     return Finished(step.digest, total, rows, seconds)
 
 
+class Steps:
+    """Runs the steps of a pipeline one after another, and knows what those that are done counted.
+
+    Args:
+        out: The pipeline's folder.
+        runner: Runs tasks.
+        overwrite: See `run_step`.
+        progress: See `run_step`.
+    """
+
+    def __init__(self, out: Path, runner: Runner, overwrite: bool, progress: Progress) -> None:
+        self.out, self.runner, self.overwrite, self.progress = out, runner, overwrite, progress
+        self.done: dict[str, Finished] = {}
+
+    def folder(self, name: str) -> str:
+        """Returns the folder of a step."""
+        return str(self.out / name)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Returns what a step that is done counted."""
+        return self.done[name].stats.counts
+
+    def run(
+        self,
+        name: str,
+        work: Work,
+        num_tasks: int,
+        after: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
+    ) -> Finished:
+        """Runs a step, or what is not yet done of it.
+
+        Args:
+            name: Of the step.
+            work: Its tasks.
+            num_tasks: Their number.
+            after: Names of the steps that it reads from.
+            settings: What else decides its result, as plain JSON.
+
+        Raises:
+            ValueError: See `run_step`.
+        """
+        digests = [self.done[other].digest for other in after]
+        step = Step(name, settings or {}, digests, work, num_tasks)
+        finished = run_step(self.out, step, self.runner, self.overwrite, self.progress)
+        self.done[name] = finished
+        return finished
+
+
 class _Marked:
     """A work that leaves a marker in the step's folder when a task is done."""
 
