@@ -102,7 +102,21 @@ def shared_words(caption: str, text: str, number: int) -> tuple[str, ...]:
     return tuple(sorted(kept, key=text.find))
 
 
-def drawn_word(sentence: str) -> str:
-    """Returns a word of a sentence that is no stop word, drawn by the sentence's hash; or ""."""
-    words = [word for word in WORD.findall(sentence) if not is_stop_word(word)]
-    return random.Random(sentence).choice(words) if words else ""
+def drawn_phrases(sentence: str, number: int, most: int) -> list[str]:
+    """Returns words in a row of a sentence, 1 to `most`, one of them at least no stop word.
+
+    Args:
+        sentence: Its hash decides what is drawn.
+        number: How many are drawn; of equal ones one is returned, of a sentence of stop words none.
+        most: Words at most.
+    """
+    words = list(WORD.finditer(sentence))
+    telling = [k for k, word in enumerate(words) if not is_stop_word(word[0])]
+    rng = random.Random(sentence)
+    found = {}
+    for _ in range(number if telling else 0):
+        size, place = rng.randint(1, most), rng.choice(telling)
+        first = rng.randint(max(0, place - size + 1), place)
+        last = min(first + size, len(words)) - 1
+        found[sentence[words[first].start() : words[last].end()]] = None
+    return list(found)

@@ -17,15 +17,16 @@ from ...modules.files import atomic_folder, write_json
 from ..text.cache import split_of
 from .examples import SPLITS, CaptionExample, Examples, Split
 from .pages import Page, PageSource
-from .phrases import MIN_CONTEXT, drawn_word, key_phrases, sample_highlights, shared_words
+from .phrases import MIN_CONTEXT, drawn_phrases, key_phrases, sample_highlights, shared_words
 
 log = logging.getLogger(__name__)
 
 Given = Literal["own", "phrases", "both", "none"]
-Targets = Literal["captions", "caption_sentences", "text_sentences", "text_words"]
-FORMAT = 2
+Targets = Literal["captions", "caption_sentences", "text_sentences", "text_phrases"]
+FORMAT = 3
 NUM_OWN = 5
 NUM_AROUND = 1
+PER_SENTENCE, PHRASE_WORDS = 3, 8
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")
 
 
@@ -45,9 +46,10 @@ class PageExamples(Examples):
         targets: What is to be written. "captions"; "caption_sentences", each sentence of 4 to 30
             words of a caption, at most three of a figure: shorter, and several for one image;
             "text_sentences", each such sentence of a section with a figure, its context being
-            itself with the sentence before and the one after; "text_words", a word of each, no
-            stop word. The last two are for a warm-up: there are many more of them, and all their
-            words are there to be highlighted, so that a model learns to write what it is told to.
+            itself with the sentence before and the one after; "text_phrases", three phrases of one
+            to eight words of each. The last two are for a warm-up: there are many more of them, and
+            all their words are there to be highlighted, so that a model learns to write what it is
+            told to; of short phrases soonest.
         require_text: Whether figures of sections without text are left out.
         missing_image: Whether a figure without a file is left out ("skip") or kept, black.
         highlights: Of validation and test: "own", up to five words that the caption shares with
@@ -157,7 +159,7 @@ class PageExamples(Examples):
                 if missing and self.missing_image == "skip":
                     writer.missing.append(str(self.source.image_file(figure.path)))
                     continue
-                siblings = (f for k, f in enumerate(section.figures) if k != number)
+                siblings = [f for k, f in enumerate(section.figures) if k != number]
                 for part, (caption, text) in enumerate(self._pairs(figure.caption, section.text)):
                     name = f"{page.name}#{place}.{number}" + (f".{part}" if part else "")
                     given = self._highlights(page, section.title, text, caption, writer)
@@ -189,15 +191,15 @@ class PageExamples(Examples):
         for k in chosen if self._of_text else chosen[:3]:
             sentence = sentences[k]
             around = " ".join(sentences[max(0, k - NUM_AROUND) : k + NUM_AROUND + 1])
-            if self.targets == "text_words":
-                if word := drawn_word(sentence):
-                    yield word, around
+            if self.targets == "text_phrases":
+                for phrase in drawn_phrases(sentence, PER_SENTENCE, PHRASE_WORDS):
+                    yield phrase, around
             else:
                 yield sentence, around if self._of_text else text
 
     @property
     def _of_text(self) -> bool:
-        return self.targets in ("text_sentences", "text_words")
+        return self.targets in ("text_sentences", "text_phrases")
 
     def _highlights(
         self, page: Page, title: str, text: str, caption: str, writer: "_Writer"

@@ -143,7 +143,7 @@ class ProgramSampler:
         """Returns program `index` of a split, which depends on the arguments and the seed alone.
 
         Args:
-            split: "train", "val" or "test": six eighths of all programs, one, and one, by their hash.
+            split: "train", "val" or "test": 6/8, 1/8 and 1/8 of all programs, by their hash.
             index: 0 or more; there is no end.
             split_by: What no two splits share: whole programs, or shapes of layers, wherever these
                 lie.

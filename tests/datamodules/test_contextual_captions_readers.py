@@ -489,12 +489,17 @@ def test_sentences_of_the_text_may_be_targets_among_those_around_them(tmp_path):
     assert rows[0].section_text == " ".join(["Short one.", *lines[:2]])
     assert {row.image for row in rows} == {0}
     assert rows[0].other_captions == ("A long caption.",)
-    words = rows_of("text_words")
-    for row, word, number in zip(rows, words, range(9), strict=True):
-        assert word == replace(row, caption=word.caption)
-        assert word.caption in ("Sentence", "number", str(number), "long")
-    assert len({word.caption for word in words}) > 1
-    assert rows_of("text_words") == words
+    phrases = rows_of("text_phrases")
+    assert 18 < len(phrases) <= 27
+    for row, line in zip(rows, lines, strict=True):
+        of_line = [phrase for phrase in phrases if phrase.section_text == row.section_text]
+        assert len({phrase.caption for phrase in of_line}) == len(of_line) <= 3
+        for phrase in of_line:
+            assert replace(phrase, id=row.id, caption=line) == row
+            assert phrase.caption in line
+            assert {"Sentence", "number", "long", line.split()[2]} & {*phrase.caption.split()}
+    assert len({len(phrase.caption.split()) for phrase in phrases}) > 3
+    assert rows_of("text_phrases") == phrases
 
 
 def test_what_is_missing_is_counted(tmp_path, caplog):
