@@ -124,7 +124,7 @@ class ProgramNetwork(nn.Module):
 
     def encode_images(self, image: Tensor) -> Tensor:
         """Returns the image tokens, (B, P, D)."""
-        (features_BCHW,) = self.encoder(image.contiguous(memory_format=torch.channels_last))
+        (features_BCHW,) = self.encoder(_ink(image))
         tokens: Tensor = self.from_image(features_BCHW.flatten(2).mT) + self.image_positions
         return tokens
 
@@ -139,11 +139,11 @@ class ProgramNetwork(nn.Module):
             picture_index: (N,), the picture of each state.
         """
         assert self.state_encoder is not None
+        seen = [_ink(state[:, :3]), state[:, 3:]]
         if self.residual_channel:
             small = nn.functional.interpolate(image, state.shape[-2:], mode="area")
-            residual = (small[picture_index] - state[:, :3]).abs()
-            state = torch.cat((state, residual), dim=1)
-        features: Tensor = self.state_encoder(state.contiguous(memory_format=torch.channels_last))
+            seen.append((small[picture_index] - state[:, :3]).abs())
+        features: Tensor = self.state_encoder(_by_channel(torch.cat(seen, dim=1)))
         return features
 
     # Token by token
@@ -177,6 +177,19 @@ class ProgramNetwork(nn.Module):
             e_BTD = torch.cat((e_BTD, features.to(e_BTD.dtype)), dim=-1)
         mixed: Tensor = self.mix(e_BTD)
         return mixed
+
+
+def _ink(image: Tensor) -> Tensor:
+    """Returns a picture of which white paper is 0.
+
+    Were it 1, what the first layer makes of paper would follow each change of its weights, so fast
+    that batch normalisation's running means would be those of other weights.
+    """
+    return _by_channel(1 - image)
+
+
+def _by_channel(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def decoder_config(settings: Mapping[str, Any], max_positions: int) -> GPT2Config:

@@ -60,6 +60,21 @@ def test_the_image_reaches_every_token(module, batch):
     assert changed.min() > 1e-6
 
 
+def test_paper_is_nothing_to_see(module):
+    """Else batch norm's running means lag behind what the first layer makes of so much white."""
+    seen = []
+    encoders = (module.network.encoder, module.network.state_encoder)
+    hooks = [e.conv1.register_forward_pre_hook(lambda _, x: seen.append(x[0])) for e in encoders]
+    white = torch.ones(1, 3, 32, 32)
+    module.network.encode_images(white)
+    blank = blank_states(1, 32) / 255
+    module.network.encode_states(blank, white, torch.tensor([0]))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2
+    assert not any(image.any() for image in seen)
+
+
 def teacher_forced(module, program, image):
     """The log-probability of a program under the mask, from one pass without a cache."""
     tokens, places = module.vocabulary.encode(program)
