@@ -113,7 +113,7 @@ def drawn_phrases(sentence: str, number: int, most: int) -> list[str]:
     words = list(WORD.finditer(sentence))
     telling = [k for k, word in enumerate(words) if not is_stop_word(word[0])]
     rng = random.Random(sentence)
-    found = {}
+    found: dict[str, None] = {}
     for _ in range(number if telling else 0):
         size, place = rng.randint(1, most), rng.choice(telling)
         first = rng.randint(max(0, place - size + 1), place)
