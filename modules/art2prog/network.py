@@ -4,6 +4,9 @@
     x_t = W [token, line and slot of t ; psi(J)]        J: what the line before t's line left behind
     h = GPT2([phi(I), x_1 ... x_T])         causal; logits = W_o h
 
+Pictures are shown as ink, white paper being 0. Were it 1, what the first layer makes of paper would
+follow each change of its weights, faster than batch norm's running means do.
+
 J of a line conditions tokens of later lines alone, so that nothing leaks. With the J of the true
 program given, all positions are trained at once.
 
@@ -124,7 +127,7 @@ class ProgramNetwork(nn.Module):
 
     def encode_images(self, image: Tensor) -> Tensor:
         """Returns the image tokens, (B, P, D)."""
-        (features_BCHW,) = self.encoder(_ink(image))
+        (features_BCHW,) = self.encoder(_channels_last(1 - image))
         tokens: Tensor = self.from_image(features_BCHW.flatten(2).mT) + self.image_positions
         return tokens
 
@@ -139,11 +142,12 @@ class ProgramNetwork(nn.Module):
             picture_index: (N,), the picture of each state.
         """
         assert self.state_encoder is not None
-        seen = [_ink(state[:, :3]), state[:, 3:]]
+        # Beside the ink: alpha, 0 where there is nothing, and what is missing.
+        seen = [1 - state[:, :3], state[:, 3:]]
         if self.residual_channel:
             small = nn.functional.interpolate(image, state.shape[-2:], mode="area")
             seen.append((small[picture_index] - state[:, :3]).abs())
-        features: Tensor = self.state_encoder(_by_channel(torch.cat(seen, dim=1)))
+        features: Tensor = self.state_encoder(_channels_last(torch.cat(seen, dim=1)))
         return features
 
     # Token by token
@@ -179,16 +183,7 @@ class ProgramNetwork(nn.Module):
         return mixed
 
 
-def _ink(image: Tensor) -> Tensor:
-    """Returns a picture of which white paper is 0.
-
-    Were it 1, what the first layer makes of paper would follow each change of its weights, so fast
-    that batch normalisation's running means would be those of other weights.
-    """
-    return _by_channel(1 - image)
-
-
-def _by_channel(image: Tensor) -> Tensor:
+def _channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
