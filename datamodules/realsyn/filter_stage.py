@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from .blocks import FindFirsts, HashRows, KeepFirsts, MakeBlock
 from .clustering import Clustering
@@ -44,16 +45,17 @@ class FilterStage:
     scorer: TextScorer | None
     hooks: Sequence[SentenceHook]
 
-    def run(self) -> tuple[VectorBlocks, VectorBlocks]:
-        """Runs the stage; returns images and sentences that are left."""
-        self._filter_rows()
-        self._make_blocks()
-        self._embed()
-        images = self._deduplicate("images", self.settings.duplicate_images)
-        sentences = self._deduplicate("sentences", self.settings.duplicate_sentences)
-        return images, sentences
+    def run(self) -> tuple[VectorBlocks, VectorBlocks, dict[str, Any]]:
+        """Runs it; returns images and sentences that are left, and the encoder's identity."""
+        rows = self._make_blocks(self._filter_rows())
+        identity = self._embed(rows)
+        chosen = self.settings
+        images = self._deduplicate("images", rows["images"], chosen.duplicate_images)
+        sentences = self._deduplicate("sentences", rows["sentences"], chosen.duplicate_sentences)
+        return images, sentences, identity
 
-    def _filter_rows(self) -> None:
+    def _filter_rows(self) -> str:
+        """Filters images and sentences; returns the last step that wrote sentences."""
         steps, settings, number = self.steps, self.settings, self.num_shards
         pages = steps.folder("extract/pages")
         held_out = CollectHeldOut(steps.folder("filter/held_out"), pages, number, settings.images)
@@ -70,8 +72,8 @@ class FilterStage:
             settings.duplicate_images.max_hamming,
         )
         chosen = asdict(settings.sentences)
-        names = ("min_words", "max_words", "drop_urls", "drop_emoji", "complexity")
-        names += ("require_action", "tagger")  # type: ignore[assignment]
+        names = ["min_words", "max_words", "drop_urls", "drop_emoji", "complexity"]
+        names += ["require_action", "tagger"]
         steps.run(
             "filter/quality",
             quality,
@@ -90,7 +92,6 @@ class FilterStage:
             settings.sentences,
             self.scorer,
         )
-        self.sentence_step = "filter/meaning"
         steps.run(
             "filter/meaning",
             meaning,
@@ -101,22 +102,21 @@ class FilterStage:
                 "perplexity": None if self.scorer is None else self.scorer.identity,
             },
         )
-        if self.scorer is not None:
-            perplexity = FilterPerplexity(
-                steps.folder("filter/perplexity"), meaning.folder, number, settings.sentences
-            )
-            names = ("min_perplexity", "max_perplexity", "perplexity_mode")  # type: ignore[assignment]
-            limits = {f"sentences.{name}": chosen[name] for name in names}
-            self.sentence_step = "filter/perplexity"
-            steps.run("filter/perplexity", perplexity, number, ["filter/meaning"], limits)
-
-    def _make_blocks(self) -> None:
-        steps, parts, number = self.steps, self.settings.parts, self.num_shards
-        quality, sentences = (
-            steps.folder("filter/quality"),
-            steps.folder(self.sentence_step),
+        if self.scorer is None:
+            return "filter/meaning"
+        perplexity = FilterPerplexity(
+            steps.folder("filter/perplexity"), meaning.folder, number, settings.sentences
         )
-        after = ["filter/quality", self.sentence_step]
+        names = ["min_perplexity", "max_perplexity", "perplexity_mode"]
+        limits = {f"sentences.{name}": chosen[name] for name in names}
+        steps.run("filter/perplexity", perplexity, number, ["filter/meaning"], limits)
+        return "filter/perplexity"
+
+    def _make_blocks(self, sentence_step: str) -> dict[str, list[int]]:
+        """Divides what is left into blocks; returns the rows of each block, by kind."""
+        steps, parts, number = self.steps, self.settings.parts, self.num_shards
+        quality, sentences = steps.folder("filter/quality"), steps.folder(sentence_step)
+        after = ["filter/quality", sentence_step]
         hashed = HashRows(steps.folder("filter/hashes"), quality, sentences)
         finished = steps.run("filter/hashes", hashed, number, after)
         counts = finished.stats.counts
@@ -149,7 +149,7 @@ class FilterStage:
         num_images, num_sentences = blocks.num_image_blocks, blocks.num_sentence_blocks
         sizes = {"images per block": parts.images, "sentences per block": parts.sentences}
         steps.run("filter/blocks", blocks, num_images + num_sentences, ["filter/distinct"], sizes)
-        self.block_rows = {
+        return {
             "images": _equal_parts(sum(rows["images"]), parts.images),
             "sentences": _equal_parts(sum(rows["sentences"]), parts.sentences),
         }
@@ -170,15 +170,16 @@ class FilterStage:
         said = [f"{reason} {lost[reason]:,}" for reason in most]
         return f"most were dropped as {', '.join(said)}" if said else "the documents have none"
 
-    def _embed(self) -> None:
+    def _embed(self, block_rows: dict[str, list[int]]) -> dict[str, Any]:
+        """Embeds all blocks, by an encoder that is learned from them where it can be."""
         steps = self.steps
         blocks = steps.folder("filter/blocks")
         after = ["filter/blocks"]
         if isinstance(self.encoder, Learner):
             learn = LearnEncoder(
                 self.encoder,
-                VectorBlocks("", blocks, "images", self.block_rows["images"]),
-                VectorBlocks("", blocks, "sentences", self.block_rows["sentences"]),
+                VectorBlocks("", blocks, "images", block_rows["images"]),
+                VectorBlocks("", blocks, "sentences", block_rows["sentences"]),
                 self.settings,
             )
             chosen = {
@@ -188,8 +189,8 @@ class FilterStage:
             }
             steps.run("filter/encoder", learn, 1, after, chosen)
             after = [*after, "filter/encoder"]
-        self.encoder_identity = self.encoder.identity
-        for kind, rows in self.block_rows.items():
+        identity = self.encoder.identity
+        for kind, rows in block_rows.items():
             work = EmbedBlock(
                 steps.folder(f"filter/{kind}_vectors"),
                 blocks,
@@ -197,12 +198,11 @@ class FilterStage:
                 self.encoder,
                 self.settings.images.max_pixels,
             )
-            encoder = {"encoder": self.encoder_identity}
-            steps.run(f"filter/{kind}_vectors", work, len(rows), after, encoder)
+            steps.run(f"filter/{kind}_vectors", work, len(rows), after, {"encoder": identity})
+        return identity
 
-    def _deduplicate(self, kind: str, settings: DuplicateFilter) -> VectorBlocks:
+    def _deduplicate(self, kind: str, rows: list[int], settings: DuplicateFilter) -> VectorBlocks:
         steps = self.steps
-        rows = self.block_rows[kind]
         vectors, blocks = f"filter/{kind}_vectors", steps.folder("filter/blocks")
         source = VectorBlocks(steps.folder(vectors), blocks, kind, rows)
         clustering = Clustering(rows_per_cluster=settings.rows_per_cluster, num_iterations=10)

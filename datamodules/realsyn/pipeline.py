@@ -143,8 +143,7 @@ class Pipeline:
         stage = FilterStage(
             self.steps, self.settings, self.encoder, self.num_shards, self.scorer, self.hooks
         )
-        self.images, self.sentences = stage.run()
-        self.encoder_identity = stage.encoder_identity
+        self.images, self.sentences, self.encoder_identity = stage.run()
 
     # Retrieval
 
