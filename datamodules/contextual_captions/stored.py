@@ -22,7 +22,7 @@ from .phrases import MIN_CONTEXT, drawn_phrases, key_phrases, sample_highlights,
 log = logging.getLogger(__name__)
 
 Given = Literal["own", "phrases", "both", "none"]
-Targets = Literal["captions", "caption_sentences", "text_sentences", "text_phrases"]
+Targets = Literal["captions", "caption_sentences", "text_phrases"]
 FORMAT = 3
 NUM_OWN = 5
 NUM_AROUND = 1
@@ -45,11 +45,10 @@ class PageExamples(Examples):
         min_caption_words: Shorter captions are left out.
         targets: What is to be written. "captions"; "caption_sentences", each sentence of 4 to 30
             words of a caption, at most three of a figure: shorter, and several for one image;
-            "text_sentences", each such sentence of a section with a figure, its context being
-            itself with the sentence before and the one after; "text_phrases", three phrases of one
-            to eight words of each. The last two are for a warm-up: there are many more of them, and
-            all their words are there to be highlighted, so that a model learns to write what it is
-            told to; of short phrases soonest.
+            "text_phrases", three phrases of one to eight words of each such sentence of a section
+            with a figure, the context being this sentence, the one before and the one after. These
+            are for a warm-up: there are many more of them, and all their words are there to be
+            highlighted, so that a model learns to write what it is told to.
         require_text: Whether figures of sections without text are left out.
         missing_image: Whether a figure without a file is left out ("skip") or kept, black.
         highlights: Of validation and test: "own", up to five words that the caption shares with
@@ -188,18 +187,17 @@ class PageExamples(Examples):
             return
         sentences = SENTENCE_END.split(text if self._of_text else caption)
         chosen = [k for k, s in enumerate(sentences) if 4 <= len(s.split()) <= 30]
-        for k in chosen if self._of_text else chosen[:3]:
-            sentence = sentences[k]
+        if not self._of_text:
+            yield from ((sentences[k], text) for k in chosen[:3])
+            return
+        for k in chosen:
             around = " ".join(sentences[max(0, k - NUM_AROUND) : k + NUM_AROUND + 1])
-            if self.targets == "text_phrases":
-                for phrase in drawn_phrases(sentence, PER_SENTENCE, PHRASE_WORDS):
-                    yield phrase, around
-            else:
-                yield sentence, around if self._of_text else text
+            for phrase in drawn_phrases(sentences[k], PER_SENTENCE, PHRASE_WORDS):
+                yield phrase, around
 
     @property
     def _of_text(self) -> bool:
-        return self.targets in ("text_sentences", "text_phrases")
+        return self.targets == "text_phrases"
 
     def _highlights(
         self, page: Page, title: str, text: str, caption: str, writer: "_Writer"

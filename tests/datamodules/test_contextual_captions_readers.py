@@ -4,7 +4,6 @@ import gzip
 import json
 import pickle
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -463,7 +462,7 @@ def test_captions_may_be_cut_into_sentences(tmp_path):
     assert [rows[0].id, rows[1].id] == ["1#0.0", "1#0.0.1"]
 
 
-def test_sentences_of_the_text_may_be_targets_among_those_around_them(tmp_path):
+def test_phrases_of_the_text_may_be_targets_among_the_sentences_around_them(tmp_path):
     lines = [f"Sentence number {k} is a long one." for k in range(9)]
     figures = [
         {"path": name, "caption": "A long caption.", "alt": ""} for name in ("a.jpg", "b.jpg")
@@ -476,30 +475,27 @@ def test_sentences_of_the_text_may_be_targets_among_those_around_them(tmp_path):
     save_image(tmp_path / "a.jpg")
     save_image(tmp_path / "b.jpg")
 
-    def rows_of(targets):
+    def rows():
         examples = PageExamples(
-            JsonPages(str(tmp_path)), targets=targets, test_fraction=0.0, val_fraction=0.0
+            JsonPages(str(tmp_path)), targets="text_phrases", test_fraction=0.0, val_fraction=0.0
         )
         examples.prepare()
         return [*examples.split("train")]
 
-    rows = rows_of("text_sentences")
-    assert [row.caption for row in rows] == lines
-    assert rows[4].section_text == " ".join(lines[3:6])
-    assert rows[0].section_text == " ".join(["Short one.", *lines[:2]])
-    assert {row.image for row in rows} == {0}
-    assert rows[0].other_captions == ("A long caption.",)
-    phrases = rows_of("text_phrases")
-    assert 18 < len(phrases) <= 27
-    for row, line in zip(rows, lines, strict=True):
-        of_line = [phrase for phrase in phrases if phrase.section_text == row.section_text]
-        assert len({phrase.caption for phrase in of_line}) == len(of_line) <= 3
-        for phrase in of_line:
-            assert replace(phrase, id=row.id, caption=line) == row
-            assert phrase.caption in line
-            assert {"Sentence", "number", "long", line.split()[2]} & {*phrase.caption.split()}
-    assert len({len(phrase.caption.split()) for phrase in phrases}) > 3
-    assert rows_of("text_phrases") == phrases
+    found = rows()
+    assert 18 < len(found) <= 27
+    around = ["Short one.", *lines, ""]
+    for k, line in enumerate(lines):
+        context = " ".join(around[k : k + 3]).strip()
+        captions = [row.caption for row in found if row.section_text == context]
+        assert 1 <= len(captions) == len(set(captions)) <= 3
+        for caption in captions:
+            assert caption in line
+            assert {"Sentence", "number", "long", str(k)} & {*caption.split()}
+    assert {row.image for row in found} == {0}
+    assert {row.other_captions for row in found} == {("A long caption.",)}
+    assert len({len(row.caption.split()) for row in found}) > 3
+    assert rows() == found
 
 
 def test_what_is_missing_is_counted(tmp_path, caplog):
