@@ -7,7 +7,7 @@ settings and of those it builds on: the same hash goes on where it was, another 
 
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...modules.files import atomic_write, write_json
+from ...modules.files import atomic_write, remove, write_json
 from .tables import canonical_json
 
 # Raise it when the same settings give other files than before.
 FORMAT = 1
 MAX_EXAMPLES = 24
+STATS = "_stats.json"  # the last file that a step writes
 
 
 @dataclass
@@ -179,8 +180,8 @@ def run_step(
         stats = Stats(**said["stats"])
         rows.append(stats.counts.get("rows", 0))
         total.add(stats)
-    if not (folder / "_stats.json").exists():
-        write_json(folder / "_stats.json", vars(total))
+    if not (folder / STATS).exists():
+        write_json(folder / STATS, vars(total))
     return Finished(step.digest, total, rows, seconds)
 
 
@@ -252,8 +253,12 @@ class _Marked:
 
 
 def _claim(folder: Path, step: Step, overwrite: bool) -> None:
-    """Makes the folder this step's, or finds that it is."""
+    """Makes the folder this step's, or finds that it is; removes what killed processes left."""
     path = folder / "_settings.json"
+    if not (folder / STATS).exists():
+        unfinished = [*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.rglob(".*.tmp")]
+        for left in unfinished:
+            remove(left)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["digest"] == step.digest:
@@ -263,7 +268,9 @@ def _claim(folder: Path, step: Step, overwrite: bool) -> None:
                 f"{folder} was made with other settings ({_difference(found, step)}): choose "
                 "another --out, or --overwrite to make it and what builds on it again"
             )
-        shutil.rmtree(folder)
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        folder.rename(aside)
+        remove(aside)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files: choose another --out")
     settings = {"digest": step.digest, "settings": step.settings, "after": list(step.after)}
