@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..modules.files import atomic_write, remove
+from ..modules.files import atomic_write
 from ..modules.weight_averaging import local_tensor
 from .late_flags import LateFlags
 from .sharded_checkpoint import (
@@ -32,6 +32,7 @@ from .sharded_checkpoint import (
     duplicate,
     is_sharded,
     put_in_place,
+    remove,
 )
 from .stop_signals import STOP_SIGNALS
 

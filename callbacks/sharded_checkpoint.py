@@ -15,7 +15,6 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from ..modules.checkpoint_files.metadata import METADATA, ForeignObjectError, read_metadata
-from ..modules.files import remove
 
 REST = "meta.pt"  # Lightning's name
 
@@ -90,6 +89,14 @@ def duplicate(source: Path, target: Path) -> None:
     shutil.copytree(source, temporary, copy_function=_link)
     remove(target)
     temporary.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint, whether a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -86,14 +86,6 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def remove(path: Path) -> None:
-    """Deletes a file or a folder with all that is in it, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def sha256_of_folder(folder: Path) -> str:
     """SHA-256 of the files in a folder and below, of their names and content, not of its own name.
 

@@ -8,6 +8,7 @@ settings and of those it builds on: the same hash goes on where it was, another 
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...modules.files import atomic_write, remove, write_json
+from ...modules.files import atomic_write, write_json
 from .tables import canonical_json
 
 # Raise it when the same settings give other files than before.
 FORMAT = 1
 MAX_EXAMPLES = 24
-STATS = "_stats.json"  # the last file that a step writes
 
 
 @dataclass
@@ -171,6 +171,8 @@ def run_step(
 
         if todo:
             runner.run(_Marked(step.work, str(folder)), todo, note)
+        for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
         with atomic_write(folder / "_SUCCESS", "w") as file:
             file.write(step.digest + "\n")
     total, rows, seconds = Stats(), [], 0.0
@@ -180,8 +182,8 @@ def run_step(
         stats = Stats(**said["stats"])
         rows.append(stats.counts.get("rows", 0))
         total.add(stats)
-    if not (folder / STATS).exists():
-        write_json(folder / STATS, vars(total))
+    if not (folder / "_stats.json").exists():
+        write_json(folder / "_stats.json", vars(total))
     return Finished(step.digest, total, rows, seconds)
 
 
@@ -253,12 +255,12 @@ class _Marked:
 
 
 def _claim(folder: Path, step: Step, overwrite: bool) -> None:
-    """Makes the folder this step's, or finds that it is; removes what killed processes left."""
+    """Makes the folder this step's, or finds that it is."""
     path = folder / "_settings.json"
-    if not (folder / STATS).exists():
-        unfinished = [*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.rglob(".*.tmp")]
-        for left in unfinished:
-            remove(left)
+    for old in folder.parent.glob(f".{folder.name}.*.old"):  # whose removal was killed
+        shutil.rmtree(old)
+    for left in folder.glob(f".{path.name}.*.tmp"):
+        left.unlink()
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["digest"] == step.digest:
@@ -268,9 +270,9 @@ def _claim(folder: Path, step: Step, overwrite: bool) -> None:
                 f"{folder} was made with other settings ({_difference(found, step)}): choose "
                 "another --out, or --overwrite to make it and what builds on it again"
             )
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        folder.rename(aside)
-        remove(aside)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        shutil.rmtree(old)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files: choose another --out")
     settings = {"digest": step.digest, "settings": step.settings, "after": list(step.after)}

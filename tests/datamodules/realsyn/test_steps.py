@@ -67,24 +67,41 @@ def test_a_step_goes_on_where_it_failed(tmp_path):
     assert (folder / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("left", [".step.7.tmp/0.txt", "step/._settings.json.7.tmp"])
-def test_a_step_goes_on_where_a_killed_process_was_writing(tmp_path, left):
-    unfinished = tmp_path / "some" / left
-    unfinished.parent.mkdir(parents=True)
-    unfinished.touch()
-    go(tmp_path, Write(tmp_path / "some" / "step"))
-    assert [path.name for path in tmp_path.rglob(".*")] == []
+def test_a_step_goes_on_where_a_killed_process_was_writing_its_settings(tmp_path):
+    folder = tmp_path / "some" / "step"
+    folder.mkdir(parents=True)
+    (folder / "._settings.json.7.tmp").touch()
+    go(tmp_path, Write(folder))
+    assert [*tmp_path.rglob(".*")] == []
+
+
+def test_parts_that_killed_processes_left_are_gone_at_the_end(tmp_path):
+    folder = tmp_path / "some" / "step"
+    with pytest.raises(ValueError, match="task 1 cannot go on"):
+        go(tmp_path, Write(folder, fails_at=1))
+    (folder / ".1.txt.7.tmp").touch()
+    go(tmp_path, Write(folder))
+    assert [*tmp_path.rglob(".*")] == []
+
+
+def test_files_of_others_are_refused_and_stay(tmp_path):
+    folder = tmp_path / "some" / "step"
+    folder.mkdir(parents=True)
+    (folder / ".mine.tmp").touch()
+    with pytest.raises(ValueError, match="holds other files"):
+        go(tmp_path, Write(folder))
+    assert (folder / ".mine.tmp").exists()
 
 
 def test_overwriting_that_is_killed_can_be_gone_on_with(tmp_path, monkeypatch):
     folder = tmp_path / "some" / "step"
     go(tmp_path, Write(folder), {"min_words": 3})
     with monkeypatch.context() as patch:
-        patch.setattr("tenfold.modules.files.shutil.rmtree", lambda path: 1 / 0)
+        patch.setattr("tenfold.datamodules.realsyn.steps.shutil.rmtree", lambda path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             go(tmp_path, Write(folder), {"min_words": 5}, overwrite=True)
     go(tmp_path, Write(folder), {"min_words": 5})
-    assert [path.name for path in tmp_path.rglob(".*")] == []
+    assert [*tmp_path.rglob(".*")] == []
 
 
 def test_other_settings_are_refused_and_made_anew_when_asked(tmp_path):
